@@ -1,0 +1,1 @@
+"""edgeclf: from a folder of pictures to a classifier that runs live on a small board."""

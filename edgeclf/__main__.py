@@ -1,0 +1,6 @@
+"""`python -m edgeclf`."""
+
+from edgeclf.cli.main import main
+
+if __name__ == "__main__":
+    main()

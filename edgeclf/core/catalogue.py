@@ -1,0 +1,345 @@
+"""Catalogue: which pictures a data set holds, without reading them; and reading one of them by index.
+
+A data set is a folder of class folders, optionally under train/val/test; a .zip or .tar of that; or an .npz of arrays.
+Archives are never unpacked to disk: a picture is read at its offset, so no name inside can reach outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeclf.core.errors import DataError
+from edgeclf.core.image import EXTENSIONS, MAX_ENCODED_BYTES, ImageSpec, Pixels, decode, prepare
+
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
+}  # fmt: skip
+UNSPLIT = -1
+MAX_ENTRIES = 5_000_000
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Pictures of one data set in a fixed order: sorted by name, so equal on every machine.
+
+    `names` are paths relative to the top, with `/`. `classes` is int32 (pictures,), indices into `labels`.
+    `folders` is int8 (pictures,): the index in SPLITS of the folder a picture lies under, or UNSPLIT. `places` is int64
+    (pictures, 3): offset, stored bytes and compression method inside an archive, zeros elsewhere. `arrays` holds RGB or
+    grey pictures for the kind `arrays`. `fingerprint` is a hexadecimal SHA-256 over names, sizes and, where it costs
+    nothing, contents. `empty_classes` are class folders without a picture.
+    """
+
+    source: Path
+    kind: Literal["folder", "zip", "tar", "arrays"]
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    classes: npt.NDArray[np.int32]
+    folders: npt.NDArray[np.int8]
+    places: npt.NDArray[np.int64]
+    fingerprint: str
+    arrays: Pixels | None = None
+    empty_classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    size: int
+    mark: int  # CRC in a zip, modification time elsewhere: part of the fingerprint
+    place: tuple[int, int, int] = (0, 0, 0)
+
+
+def scan(source: Path) -> Catalogue:
+    """List the pictures of a folder, .zip, .tar or .npz.
+
+    Raises DataError when there is no such thing, no picture, fewer than two classes, or a class without pictures.
+    """
+    if source.is_dir():
+        return _catalogue(source, "folder", _folder_entries(source))
+    if not source.is_file():
+        raise DataError(f"{source}: no such folder or file; give a folder of class folders, a .zip, .tar or .npz of it")
+    if zipfile.is_zipfile(source):
+        return _scan_npz(source) if source.suffix == ".npz" else _catalogue(source, "zip", _zip_entries(source))
+    if tarfile.is_tarfile(source):
+        return _catalogue(source, "tar", _tar_entries(source))
+    raise DataError(f"{source}: neither a folder nor a readable .zip, .tar or .npz archive")
+
+
+def from_arrays(
+    source: Path,
+    pictures: Pixels,
+    classes: npt.NDArray[np.integer[Any]],
+    labels: tuple[str, ...],
+    folders: npt.NDArray[np.int8] | None = None,
+) -> Catalogue:
+    """A catalogue of pictures held in memory.
+
+    `pictures` is uint8 (pictures, height, width) or (…, 1 or 3), RGB; `classes` are integers in [0, len(labels)).
+    Raises DataError when shapes, types or counts do not fit together.
+    """
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
+        raise DataError(f"{source}: x must be uint8 of (pictures, height, width[, 1 or 3]), not {pictures.dtype} of {pictures.shape}")
+    if classes.shape != (len(pictures),) or not np.issubdtype(classes.dtype, np.integer):
+        raise DataError(f"{source}: y must hold one whole number a picture: {len(pictures)}, not {classes.dtype} of {classes.shape}")
+    if len(classes) and not (0 <= classes.min() and classes.max() < len(labels)):
+        raise DataError(f"{source}: y reaches from {classes.min()} to {classes.max()}, but there are {len(labels)} classes")
+    counts = np.bincount(classes, minlength=len(labels))
+    digest = hashlib.sha256(repr((pictures.shape, labels)).encode())
+    for part in (pictures, classes.astype(np.int32), folders if folders is not None else np.zeros(0, np.int8)):
+        digest.update(np.ascontiguousarray(part).data)
+    catalogue = Catalogue(
+        source, "arrays", labels, tuple(f"{i:07d}" for i in range(len(pictures))), classes.astype(np.int32),
+        np.full(len(pictures), UNSPLIT, np.int8) if folders is None else folders, np.zeros((len(pictures), 3), np.int64),
+        digest.hexdigest(), pictures, tuple(label for label, n in zip(labels, counts, strict=True) if not n),
+    )  # fmt: skip
+    return _checked(catalogue)
+
+
+def reader(catalogue: Catalogue) -> Callable[[int], Pixels]:
+    """A function that gives picture `i` decoded, (height, width, 3) BGR uint8; it raises DataError for a broken one.
+
+    It keeps one file handle open and is not safe to share between threads; make one in each.
+    """
+    if catalogue.arrays is not None:
+        arrays = catalogue.arrays
+        return lambda i: _bgr(arrays[i])
+    read = bytes_reader(catalogue)
+    return lambda i: decode(read(i), catalogue.names[i])
+
+
+def bytes_reader(catalogue: Catalogue) -> Callable[[int], bytes]:
+    """A function that gives the encoded bytes of picture `i`, as they lie in the folder or archive."""
+    if catalogue.arrays is not None:
+        arrays = catalogue.arrays
+        return lambda i: arrays[i].tobytes()
+    if catalogue.kind == "folder":
+        return lambda i: _file_bytes(catalogue.source / catalogue.names[i])
+    handle = catalogue.source.open("rb")
+    if catalogue.kind == "tar":
+        return lambda i: _range_bytes(handle, *catalogue.places[i, :2].tolist())
+    return lambda i: _zip_bytes(handle, catalogue.names[i], *catalogue.places[i].tolist())
+
+
+def prepared(catalogue: Catalogue, spec: ImageSpec) -> Callable[[int], Pixels]:
+    """A function that gives picture `i` ready for the network: uint8 of `spec.shape`."""
+    read = reader(catalogue)
+    return lambda i: prepare(read(i), spec)
+
+
+def split(catalogue: Catalogue, seed: int, val: float, val_pictures: int, test: float) -> dict[str, npt.NDArray[np.int64]]:
+    """Indices of the `train`, `val` and `test` pictures, each sorted; a function of names, classes and `seed` alone.
+
+    Folders named train, val or test are kept as they are; what is missing is drawn from train, stratified: `test` as a
+    share, then `val` as a share of what is left, at most `val_pictures` in all. Every class keeps at least one picture
+    in each part, or DataError is raised.
+    """
+    parts = {name: np.flatnonzero(catalogue.folders == i) for i, name in enumerate(SPLITS)}
+    parts["train"] = np.flatnonzero((catalogue.folders == 0) | (catalogue.folders == UNSPLIT))
+    random = np.random.RandomState(seed)  # the frozen generator: the same stream in every numpy
+    if not len(parts["test"]):
+        parts["test"], parts["train"] = _draw(catalogue, parts["train"], test, random)
+    if not len(parts["val"]):
+        share = min(val, val_pictures / max(1, len(parts["train"])))
+        parts["val"], parts["train"] = _draw(catalogue, parts["train"], share, random)
+    missing = np.setdiff1d(np.arange(len(catalogue.labels)), catalogue.classes[parts["train"]])
+    if len(missing):
+        raise DataError(f"{catalogue.source}: class {catalogue.labels[missing[0]]!r} has no training picture; add some")
+    return parts
+
+
+def _draw(
+    catalogue: Catalogue, pool: npt.NDArray[np.int64], share: float, random: np.random.RandomState
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Take `share` of each class from `pool`, at least one picture; returns (taken, left), both sorted."""
+    taken = []
+    for i, label in enumerate(catalogue.labels):
+        members = pool[catalogue.classes[pool] == i]
+        if len(members) < 2:
+            raise DataError(f"{catalogue.source}: class {label!r} has {len(members)} picture(s) to split; it needs at least 3")
+        count = min(len(members) - 1, max(1, round(len(members) * share)))
+        taken.append(random.permutation(members)[:count])
+    chosen = np.sort(np.concatenate(taken))
+    return chosen, np.setdiff1d(pool, chosen, assume_unique=True)
+
+
+def _catalogue(source: Path, kind: Literal["folder", "zip", "tar"], entries: Iterable[_Entry]) -> Catalogue:
+    found = sorted(entries, key=lambda e: e.name)
+    prefix = _common_top(found)
+    pictures, folder_classes = [], set()
+    for entry in found:
+        parts = PurePosixPath(entry.name).parts[prefix:]
+        folder = SPLIT_FOLDERS.get(parts[0].lower()) if parts else None
+        inner = parts[1:] if folder else parts
+        if len(inner) >= 1 and entry.name.endswith("/"):
+            folder_classes.add(inner[0])
+        elif len(inner) >= 2 and PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
+            folder_classes.add(inner[0])
+            pictures.append((entry, inner[0], SPLITS.index(folder) if folder else UNSPLIT))
+    labels = tuple(sorted({label for _, label, _ in pictures}))
+    index = {label: i for i, label in enumerate(labels)}
+    digest = hashlib.sha256()
+    for entry, _, _ in pictures:
+        digest.update(f"{entry.name}\0{entry.size}\0{entry.mark}\n".encode("utf-8", "surrogateescape"))
+    return _checked(
+        Catalogue(
+            source, kind, labels, tuple(e.name for e, _, _ in pictures),
+            np.array([index[label] for _, label, _ in pictures], np.int32),
+            np.array([folder for _, _, folder in pictures], np.int8),
+            np.array([e.place for e, _, _ in pictures], np.int64).reshape(-1, 3),
+            digest.hexdigest(), None, tuple(sorted(folder_classes - set(labels))),
+        )
+    )  # fmt: skip
+
+
+def _checked(catalogue: Catalogue) -> Catalogue:
+    source, labels = catalogue.source, catalogue.labels
+    if not len(catalogue):
+        raise DataError(f"{source}: no pictures found; expected CLASS/picture.jpg, optionally under train/, val/, test/")
+    if len(labels) < 2:
+        raise DataError(f"{source}: only one class, {labels[0]!r}; a classifier needs at least two class folders")
+    if catalogue.empty_classes:
+        raise DataError(f"{source}: class {catalogue.empty_classes[0]!r} has no pictures; add some or remove the folder")
+    return catalogue
+
+
+def _common_top(entries: list[_Entry]) -> int:
+    """How many leading folders all pictures share, as in an archive with one top folder; class folders are never such.
+
+    A shared folder only counts as a wrapper when at least two more levels, class and picture, lie below it everywhere.
+    """
+    paths = [PurePosixPath(e.name).parts for e in entries if PurePosixPath(e.name).suffix.lower() in EXTENSIONS]
+    depth = 0
+    while paths and all(len(p) > depth + 2 and p[depth] == paths[0][depth] for p in paths):
+        if paths[0][depth].lower() in SPLIT_FOLDERS:
+            break
+        depth += 1
+    return depth
+
+
+def _folder_entries(top: Path) -> Iterable[_Entry]:
+    for folder, subfolders, files in os.walk(top):
+        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+        relative = Path(folder).relative_to(top)
+        if relative.parts:
+            yield _Entry(relative.as_posix() + "/", 0, 0)
+        for name in files:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+                continue
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield _Entry((relative / name).as_posix(), status.st_size, status.st_mtime_ns)
+
+
+def _zip_entries(path: Path) -> Iterable[_Entry]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise DataError(f"{path}: the zip archive is damaged: {error}") from error
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(f"{path}: {len(entries)} entries are more than the limit of {MAX_ENTRIES}")
+    for info in entries:
+        if _hidden(info.filename):
+            continue
+        if not info.is_dir() and info.file_size > MAX_ENCODED_BYTES:
+            raise DataError(f"{path}: {info.filename}: {info.file_size >> 20} MB is more than the limit of {MAX_ENCODED_BYTES >> 20} MB")
+        if info.flag_bits & 1:
+            raise DataError(f"{path}: {info.filename}: is encrypted; unpack it first")
+        yield _Entry(info.filename, info.file_size, info.CRC, (info.header_offset, info.compress_size, info.compress_type))
+
+
+def _tar_entries(path: Path) -> Iterable[_Entry]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for count, member in enumerate(archive):
+                archive.members = []  # type: ignore[attr-defined]  # do not keep what was passed
+                if count > MAX_ENTRIES:
+                    raise DataError(f"{path}: more than {MAX_ENTRIES} entries")
+                if _hidden(member.name) or not (member.isfile() or member.isdir()):
+                    continue
+                name = member.name.removeprefix("./") + ("/" if member.isdir() else "")
+                yield _Entry(name, member.size, int(member.mtime), (member.offset_data, member.size, 0))
+    except tarfile.ReadError as error:
+        hint = f"; unpack the compression first: gzip -d {path.name}" if path.suffix in (".gz", ".tgz") else ""
+        raise DataError(f"{path}: cannot be read as a plain .tar{hint}") from error
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != "." or part == "__MACOSX" for part in name.split("/"))
+
+
+def _scan_npz(path: Path) -> Catalogue:
+    """x and y, or x_train, y_train, x_test, y_test (and _val); optionally `labels`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+    suffixes = [""] if "x" in arrays else [f"_{s}" for s in SPLITS if f"x_{s}" in arrays]
+    missing = [f"{letter}{s}" for s in suffixes for letter in "xy" if letter + s not in arrays]
+    if not suffixes or missing:
+        raise DataError(f"{path}: expected the arrays x and y, or x_train, y_train, x_test, y_test; found: {', '.join(arrays)}")
+    x = np.concatenate([arrays[f"x{s}"] for s in suffixes])
+    y = np.concatenate([arrays[f"y{s}"].reshape(-1) for s in suffixes])
+    folders = np.concatenate(
+        [np.full(len(arrays[f"x{s}"]), SPLITS.index(s[1:]) if s else UNSPLIT, np.int8) for s in suffixes]
+    )
+    known = arrays.get("labels")
+    labels = tuple(map(str, known)) if known is not None else tuple(str(i) for i in range(int(y.max(initial=0)) + 1))
+    return from_arrays(path, x, y, labels, folders)
+
+
+def _bgr(picture: Pixels) -> Pixels:
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        return np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
+    return picture[:, :, ::-1]
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_ENCODED_BYTES:
+            raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _range_bytes(handle: Any, offset: int, size: int) -> bytes:
+    handle.seek(offset)
+    data: bytes = handle.read(size)
+    return data
+
+
+def _zip_bytes(handle: Any, name: str, offset: int, stored: int, method: int) -> bytes:
+    """One entry at its offset: opening the directory again in every worker would cost as much memory as the pictures."""
+    header = _range_bytes(handle, offset, _LOCAL_HEADER_BYTES)
+    if header[:4] != b"PK\x03\x04":
+        raise DataError(f"{name}: the zip archive is damaged there")
+    skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    data = _range_bytes(handle, offset + _LOCAL_HEADER_BYTES + skip, stored)
+    if method == zipfile.ZIP_STORED:
+        return data
+    if method != zipfile.ZIP_DEFLATED:
+        raise DataError(f"{name}: zip method {method} is not supported; store or deflate it")
+    try:
+        return zlib.decompressobj(-15).decompress(data, MAX_ENCODED_BYTES)
+    except zlib.error as error:
+        raise DataError(f"{name}: the zip archive is damaged there") from error

@@ -1,0 +1,210 @@
+"""The only preprocessing there is, for training and for the device: decode, fit, resize, channel order.
+
+The result is uint8; no arithmetic follows on the device, because networks see (pixel - 128) / 128 and an int8 file's
+input quantisation is exactly that. Every step gives the same bytes on x86 and on ARM: halving and
+`INTER_LINEAR_EXACT` are integer arithmetic in OpenCV, where plain `INTER_LINEAR` and `INTER_AREA` differ by CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+# A limit before any memory is taken; 134 megapixels is more than any camera, less than a decompression bomb.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+import cv2  # noqa: E402  (reads the two variables above when it is imported)
+
+from edgeclf.core.errors import ConfigError, DataError  # noqa: E402
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Fit = Literal["stretch", "crop", "pad"]
+Colour = Literal["rgb", "bgr", "grey"]
+
+MEAN = STD = 128.0
+MAX_ENCODED_BYTES = 256 << 20
+PAD_VALUE = 128  # the pixel that the network sees as 0
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif .hdr .exr".split()
+)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network wants of a picture: the part of the model card that preprocessing follows.
+
+    `width` and `height` are pixels. `fit`: `stretch` ignores the aspect ratio (as phone libraries do), `crop` takes the
+    largest centred rectangle of the wanted shape, `pad` shows the whole picture between borders of value 128.
+    `colour` is the channel order; `grey` gives one channel. `mean` and `std` are what the network was trained with:
+    it sees (pixel - mean) / std.
+    """
+
+    width: int
+    height: int
+    fit: Fit = "stretch"
+    colour: Colour = "rgb"
+    mean: float = MEAN
+    std: float = STD
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.width <= 4096 and 1 <= self.height <= 4096):
+            raise ConfigError(f"image size {self.width}x{self.height}: each side must lie between 1 and 4096 pixels")
+        if self.fit not in get_args(Fit):
+            raise ConfigError(f"fit {self.fit!r}: expected one of: {', '.join(get_args(Fit))}")
+        if self.colour not in get_args(Colour):
+            raise ConfigError(f"colour {self.colour!r}: expected one of: {', '.join(get_args(Colour))}")
+        if not self.std > 0:
+            raise ConfigError(f"std {self.std}: must be above 0")
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.colour == "grey" else 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a prepared picture."""
+        return self.height, self.width, self.channels
+
+
+def decode(data: bytes, name: str = "picture") -> Pixels:
+    """Decode an encoded picture to (height, width, 3) BGR uint8.
+
+    EXIF orientation is applied, grey becomes three channels, 16 bits become 8, and transparency is laid over white.
+    Raises DataError for anything that is not a whole picture, a truncated JPEG included.
+    """
+    if not data:
+        raise DataError(f"{name}: is empty")
+    if len(data) > MAX_ENCODED_BYTES:
+        raise DataError(f"{name}: {len(data) >> 20} MB is more than the limit of {MAX_ENCODED_BYTES >> 20} MB")
+    if _is_truncated_jpeg(data):
+        raise DataError(f"{name}: the JPEG is cut short")
+    encoded = np.frombuffer(data, np.uint8)
+    try:
+        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        alpha = _alpha(encoded) if _may_have_alpha(data) else None
+    except cv2.error as error:
+        raise DataError(f"{name}: cannot be decoded ({_reason(error)})") from error
+    if bgr is None or bgr.size == 0:
+        raise DataError(f"{name}: is not a picture that OpenCV can read")
+    if alpha is not None and alpha.shape == bgr.shape[:2]:
+        return _over_white(bgr, alpha)
+    return bgr
+
+
+def prepare(frame_bgr: Pixels, spec: ImageSpec) -> Pixels:
+    """Fit, resize and reorder one BGR frame; returns contiguous uint8 of `spec.shape`.
+
+    `frame_bgr` is (height, width, 3), or (height, width[, 1]) grey, or (height, width, 4) BGRA, uint8.
+    Raises DataError for anything else.
+    """
+    frame_bgr = _three_channels(frame_bgr)
+    if spec.fit == "crop":
+        frame_bgr = _centre_crop(frame_bgr, spec.width, spec.height)
+    if spec.fit == "pad":
+        resized = _pad(frame_bgr, spec.width, spec.height)
+    else:
+        resized = resize(frame_bgr, spec.width, spec.height)
+    # Colour after the resize: four times cheaper from 1080p than before it.
+    if spec.colour == "rgb":
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    if spec.colour == "grey":
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[:, :, None]
+    return np.ascontiguousarray(resized)
+
+
+def resize(image: Pixels, width: int, height: int) -> Pixels:
+    """Resize without aliasing and with the same bytes on every CPU.
+
+    Halve (2x2 mean, rounded) while the picture stays at least twice as large as wanted, then `INTER_LINEAR_EXACT`:
+    a mip-map walk (Williams 1983). An odd last row or column is dropped before a halving.
+    """
+    while image.shape[1] >= 2 * width and image.shape[0] >= 2 * height:
+        image = _halve(image, 2, 2)
+    while image.shape[1] >= 2 * width:
+        image = _halve(image, 2, 1)
+    while image.shape[0] >= 2 * height:
+        image = _halve(image, 1, 2)
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)  # type: ignore[return-value]
+
+
+def _halve(image: Pixels, across: int, down: int) -> Pixels:
+    height, width = image.shape[0] // down, image.shape[1] // across
+    even = image[: height * down, : width * across]
+    # The mean of 2x2 has an integer fast path in AREA; halving one axis is exact in LINEAR_EXACT (both weights are 1/2).
+    method = cv2.INTER_AREA if across == down else cv2.INTER_LINEAR_EXACT
+    return cv2.resize(even, (width, height), interpolation=method)  # type: ignore[return-value]
+
+
+def _three_channels(frame: Pixels) -> Pixels:
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.size == 0:
+        raise DataError(f"a frame must be uint8 of (height, width, channels), not {frame.dtype} of {frame.shape}")
+    channels = 1 if frame.ndim == 2 else frame.shape[2]
+    if channels == 3:
+        return frame
+    if channels == 1:
+        return cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+    if channels == 4:
+        return _over_white(frame[:, :, :3], frame[:, :, 3])
+    raise DataError(f"a frame has 1, 3 or 4 channels, not {channels}")
+
+
+def _centre_crop(image: Pixels, width: int, height: int) -> Pixels:
+    """The largest centred rectangle with the shape width:height, in integer arithmetic."""
+    rows, columns = image.shape[:2]
+    if columns * height > rows * width:
+        keep = max(1, rows * width // height)
+        left = (columns - keep) // 2
+        return image[:, left : left + keep]
+    keep = max(1, columns * height // width)
+    top = (rows - keep) // 2
+    return image[top : top + keep]
+
+
+def _pad(image: Pixels, width: int, height: int) -> Pixels:
+    """The whole picture, its shape kept, centred on a field of PAD_VALUE."""
+    rows, columns = image.shape[:2]
+    if columns * height > rows * width:
+        inner = width, max(1, rows * width // columns)
+    else:
+        inner = max(1, columns * height // rows), height
+    canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    canvas[top : top + inner[1], left : left + inner[0]] = resize(image, *inner)
+    return canvas
+
+
+def _is_truncated_jpeg(data: bytes) -> bool:
+    """True when no end-of-image marker follows the last start-of-scan (entropy-coded data cannot contain either)."""
+    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def _may_have_alpha(data: bytes) -> bool:
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data[25:26] in (b"\x04", b"\x06") or b"tRNS" in data[:4096]
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return data[12:16] in (b"VP8X", b"VP8L")
+    return data[:4] in (b"II*\0", b"MM\0*", b"GIF8")
+
+
+def _alpha(encoded: Any) -> Pixels | None:
+    picture = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
+        return None
+    alpha = picture[:, :, 3]
+    return (alpha >> 8).astype(np.uint8) if alpha.dtype == np.uint16 else alpha.astype(np.uint8)
+
+
+def _over_white(bgr: Pixels, alpha: Pixels) -> Pixels:
+    weight = alpha[:, :, None].astype(np.uint16)
+    return ((bgr * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
+
+
+def _reason(error: cv2.error) -> str:
+    return str(getattr(error, "err", "") or error).strip().splitlines()[0][:120]
