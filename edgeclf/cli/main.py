@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeclf.cli import info, live, measure, train
+from edgeclf.cli import export, info, live, measure, report, train
 from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError
 
 app = typer.Typer(
@@ -23,8 +23,8 @@ TRAIN, DEVICE, ABOUT = "On the training machine", "On the device and anywhere", 
 
 app.command(rich_help_panel=TRAIN)(train.quickstart)
 app.command(rich_help_panel=TRAIN)(train.train)
-app.command(rich_help_panel=TRAIN)(train.export)
-app.command(rich_help_panel=TRAIN)(train.report)
+app.command(rich_help_panel=TRAIN)(export.export)
+app.command(rich_help_panel=TRAIN)(report.report)
 app.command(rich_help_panel=DEVICE)(measure.predict)
 app.command("run", rich_help_panel=DEVICE)(live.run)
 app.command(rich_help_panel=DEVICE)(measure.evaluate)

@@ -1,0 +1,46 @@
+"""What the verbs share: progress bars, JSON answers, and the message for a missing extra."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from edgeclf.core.errors import MissingExtra
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@contextlib.contextmanager
+def progress(description: str) -> Iterator[Progress]:
+    """A bar on standard error, driven by the yielded `report(done, total)`; silent when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; NaN and infinity are refused."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def say(message: str) -> None:
+    """A line for the person, on standard error, so that standard output stays for answers."""
+    print(message, file=sys.stderr)
+
+
+def need_training(verb: str) -> None:
+    """Raise MissingExtra when the packages of the `train` extra are not installed; imports none of them."""
+    if any(importlib.util.find_spec(package) is None for package in ("tensorflow", "tf_keras", "sklearn")):
+        raise MissingExtra.for_extra("train", f"'{verb}' needs TensorFlow, which a base install leaves out")

@@ -1,0 +1,6 @@
+def inspect() -> None:
+    """Placeholder."""
+def models() -> None:
+    """Placeholder."""
+def devices() -> None:
+    """Placeholder."""

@@ -1,0 +1,6 @@
+def predict() -> None:
+    """Placeholder."""
+def evaluate() -> None:
+    """Placeholder."""
+def bench() -> None:
+    """Placeholder."""

@@ -1,0 +1,5 @@
+"""train, quickstart."""
+def train() -> None:
+    """Placeholder."""
+def quickstart() -> None:
+    """Placeholder."""

@@ -1,0 +1,33 @@
+"""TensorFlow and tf-keras, imported one way: with the legacy Keras that quantisation-aware training needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from edgeclf.core.errors import ConfigError, MissingExtra
+
+
+def tensorflow() -> Any:
+    """The module `tensorflow`, set to use tf-keras. Takes seconds the first time. Raises MissingExtra."""
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
+        raise ConfigError("TensorFlow was imported without TF_USE_LEGACY_KERAS=1; set it before importing TensorFlow")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise MissingExtra.for_extra("train", "TensorFlow is not installed") from error
+    return tf
+
+
+def keras() -> Any:
+    """The module `tf_keras`. Raises MissingExtra."""
+    tensorflow()
+    try:
+        import tf_keras
+    except ImportError as error:
+        raise MissingExtra.for_extra("train", "tf-keras is not installed") from error
+    return tf_keras
