@@ -1,5 +1,102 @@
-"""train, quickstart."""
-def train() -> None:
-    """Placeholder."""
+"""Verbs that make a run: train, and quickstart, which goes the whole way on a small data set."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeclf.cli.common import need_training, print_json, progress, say
+from edgeclf.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeclf.host.run import Run
+    from edgeclf.host.train import Job
+
+
+def train(
+    model: Annotated[str | None, typer.Argument(help="A recipe: a name that 'edgeclf models' lists, or a .toml file.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/MODEL-DATA]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out, or the newest one.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides split, weights, order and augmentation.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror pictures at random.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a classifier on a folder of pictures and write a run folder.
+
+    Example: edgeclf train compact photos/ --epochs 50
+    """
+    need_training("train")
+    if resume and (model or data):
+        raise ConfigError("--resume goes on with what the run folder says; leave MODEL and DATA out, name it with --out")
+    if not resume and not (model and data):
+        raise ConfigError("give MODEL and DATA, as in: edgeclf train compact photos/ (or --resume)")
+    from edgeclf.core.recipe import load_recipe, override
+    from edgeclf.host import train as stage
+
+    with progress("reading pictures") as report:
+        if resume:
+            job = stage.resume(out, report)
+        else:
+            recipe = override(
+                load_recipe(str(model)), training__epochs=epochs, training__batch_size=batch_size,
+                training__learning_rate=learning_rate, training__seed=seed, image__size=image_size, augmentation__flip=flip,
+            )  # fmt: skip
+            job = stage.start(recipe, str(data), out, report)
+    describe(job)
+    run = fit(job)
+    if as_json:
+        print_json({"run": str(run.folder), "accuracy": run.card.accuracy["model"], "labels": list(run.card.labels)})
+    else:
+        test = run.card.accuracy["model"]["test"]
+        low, high = test["low"], test["high"]
+        print(f"{run.folder}: test top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}) on {test['pictures']} pictures")
+        print(f"next: edgeclf export {run.folder} --all")
+
+
+def describe(job: Job) -> None:
+    """Tell what will be trained on, and what was left out and why."""
+    dataset = job.dataset
+    counts = ", ".join(f"{len(indices)} {part}" for part, indices in dataset.parts.items())
+    say(f"{job.folder}: {job.recipe.name} on {len(dataset.labels)} classes; pictures: {counts}")
+    for name, reason in dataset.shards.skipped[:5]:
+        say(f"skipped {name}: {reason}")
+    if len(dataset.shards.skipped) > 5:
+        say(f"skipped {len(dataset.shards.skipped)} pictures in all; the full list is in {job.folder}/split.json")
+    if dataset.leaked:
+        say(f"warning: {dataset.leaked} training pictures are also held out for val or test; they were left out of training")
+
+
+def fit(job: Job) -> Run:
+    """Train with a line an epoch, and a bar where there is a terminal."""
+    from edgeclf.host import train as stage
+
+    with _epoch_lines(job.recipe.training.epochs) as (on_epoch, on_step):
+        return stage.train(job, on_epoch, on_step)
+
+
+@contextlib.contextmanager
+def _epoch_lines(epochs: int) -> Iterator[tuple[Any, Any]]:
+    with progress("epoch 1") as report:
+
+        def on_epoch(row: dict[str, float], total: int) -> None:
+            say(
+                f"epoch {row['epoch']:.0f}/{total}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
+                f"val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s"
+            )
+
+        yield on_epoch, report
+
+
 def quickstart() -> None:
     """Placeholder."""

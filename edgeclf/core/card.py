@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, ModelError
-from edgeclf.core.image import ImageSpec
+from edgeclf.core.image import ImageSpec, Pixels
 
 SCHEMA = 1
 Io = Literal["uint8", "int8", "float32"]
@@ -27,6 +29,11 @@ class SelfTest:
     outputs: tuple[tuple[float, ...], ...]
     tolerance: float
     runtime: str
+
+
+def golden_inputs(seed: int, count: int, shape: tuple[int, int, int]) -> Pixels:
+    """The self-test's pictures: uint8 noise of (count, *shape), the same in every NumPy (RandomState's stream is frozen)."""
+    return np.random.RandomState(seed).randint(0, 256, (count, *shape), dtype=np.uint8)
 
 
 @dataclass(frozen=True)

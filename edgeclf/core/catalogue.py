@@ -95,10 +95,14 @@ def from_arrays(
     Raises DataError when shapes, types or counts do not fit together.
     """
     if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
-        raise DataError(f"{source}: x must be uint8 of (pictures, height, width[, 1 or 3]), not {pictures.dtype} of {pictures.shape}")
+        raise DataError(
+            f"{source}: x must be uint8 of (pictures, height, width[, 1 or 3]), not {pictures.dtype} of {pictures.shape}"
+        )
     if classes.shape != (len(pictures),) or not np.issubdtype(classes.dtype, np.integer):
-        raise DataError(f"{source}: y must hold one whole number a picture: {len(pictures)}, not {classes.dtype} of {classes.shape}")
-    if len(classes) and not (0 <= classes.min() and classes.max() < len(labels)):
+        raise DataError(
+            f"{source}: y must hold one whole number a picture: {len(pictures)}, not {classes.dtype} of {classes.shape}"
+        )
+    if len(classes) and not (classes.min() >= 0 and classes.max() < len(labels)):
         raise DataError(f"{source}: y reaches from {classes.min()} to {classes.max()}, but there are {len(labels)} classes")
     counts = np.bincount(classes, minlength=len(labels))
     digest = hashlib.sha256(repr((pictures.shape, labels)).encode())
@@ -260,7 +264,9 @@ def _zip_entries(path: Path) -> Iterable[_Entry]:
         if _hidden(info.filename):
             continue
         if not info.is_dir() and info.file_size > MAX_ENCODED_BYTES:
-            raise DataError(f"{path}: {info.filename}: {info.file_size >> 20} MB is more than the limit of {MAX_ENCODED_BYTES >> 20} MB")
+            raise DataError(
+                f"{path}: {info.filename}: {info.file_size >> 20} MB is more than the limit of {MAX_ENCODED_BYTES >> 20} MB"
+            )
         if info.flag_bits & 1:
             raise DataError(f"{path}: {info.filename}: is encrypted; unpack it first")
         yield _Entry(info.filename, info.file_size, info.CRC, (info.header_offset, info.compress_size, info.compress_type))
@@ -283,7 +289,7 @@ def _tar_entries(path: Path) -> Iterable[_Entry]:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part != "." or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _scan_npz(path: Path) -> Catalogue:
@@ -299,9 +305,7 @@ def _scan_npz(path: Path) -> Catalogue:
         raise DataError(f"{path}: expected the arrays x and y, or x_train, y_train, x_test, y_test; found: {', '.join(arrays)}")
     x = np.concatenate([arrays[f"x{s}"] for s in suffixes])
     y = np.concatenate([arrays[f"y{s}"].reshape(-1) for s in suffixes])
-    folders = np.concatenate(
-        [np.full(len(arrays[f"x{s}"]), SPLITS.index(s[1:]) if s else UNSPLIT, np.int8) for s in suffixes]
-    )
+    folders = np.concatenate([np.full(len(arrays[f"x{s}"]), SPLITS.index(s[1:]) if s else UNSPLIT, np.int8) for s in suffixes])
     known = arrays.get("labels")
     labels = tuple(map(str, known)) if known is not None else tuple(str(i) for i in range(int(y.max(initial=0)) + 1))
     return from_arrays(path, x, y, labels, folders)

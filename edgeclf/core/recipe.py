@@ -41,8 +41,7 @@ class ImageSection:
 class TrainingSection:
     """Optimiser and schedule. `learning_rate` is the peak; the schedule is linear warm-up, then cosine to zero.
 
-    `weight_decay` is decoupled (Loshchilov and Hutter 2019) and spares biases and batch normalisation;
-    `ema` is the decay per step of the averaged weights that are kept at the end (0: off).
+    `weight_decay` is decoupled (Loshchilov and Hutter 2019) and spares biases and batch normalisation.
     """
 
     epochs: int = 30
@@ -53,7 +52,6 @@ class TrainingSection:
     weight_decay: float = 0.0
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
-    ema: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -64,7 +62,6 @@ class TrainingSection:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "at least 0")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
 
 

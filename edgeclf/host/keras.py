@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from edgeclf.core.errors import ConfigError, MissingExtra
+from edgeclf.host.quiet import quiet
 
 
 def tensorflow() -> Any:
@@ -16,8 +17,13 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
         raise ConfigError("TensorFlow was imported without TF_USE_LEGACY_KERAS=1; set it before importing TensorFlow")
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
     try:
-        import tensorflow as tf
+        with quiet():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # finds the devices now, while the search for a GPU may complain unheard
     except ImportError as error:
         raise MissingExtra.for_extra("train", "TensorFlow is not installed") from error
     return tf

@@ -55,6 +55,6 @@ def open_run(folder: Path | None = None) -> Run:
         folder = finished[-1].parent
     card = folder / CARD
     if not card.is_file():
-        hint = f"; it was interrupted: edgeclf train --resume {folder}" if (folder / RECIPE).is_file() else ""
+        hint = f"; it was interrupted: edgeclf train --resume --out {folder}" if (folder / RECIPE).is_file() else ""
         raise ConfigError(f"{folder}: not a finished run (no {CARD}){hint}")
     return Run(folder, read_recipe(folder / RECIPE), ModelCard.from_json(card.read_bytes(), str(card)))

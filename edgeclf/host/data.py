@@ -1,0 +1,212 @@
+"""Data sets for training: pictures read once into cached uint8 shards, and their train, validation and test parts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeclf.core import catalogue as catalogues
+from edgeclf.core.catalogue import Catalogue
+from edgeclf.core.errors import DataError, StorageError
+from edgeclf.core.files import cache_folder, write_json
+from edgeclf.core.image import ImageSpec, Pixels
+from edgeclf.core.recipe import Recipe
+from edgeclf.host import builtin
+from edgeclf.host.run import Run
+
+PIPELINE = 1  # part of the cache key: raise it when core/image.py gives other bytes
+SHARD_BYTES = 32 << 20
+INDEX = "index.json"
+
+Report = Callable[[int, int], None]
+
+
+def open_catalogue(data: str) -> Catalogue:
+    """The catalogue of a path, or of a built-in data set by name (`digits`, `cifar10`, `cifar100`). Raises DataError."""
+    if data in builtin.LOADERS and not Path(data).exists():
+        return builtin.LOADERS[data]()
+    if builtin.is_cifar_archive(Path(data)):
+        return builtin.cifar_archive(Path(data))
+    return catalogues.scan(Path(data))
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Every picture of a catalogue, prepared, in files that are mapped and not loaded.
+
+    `skipped` lists (name, reason) of unreadable pictures, whose rows are zero and `readable` False. `digests` is uint64
+    (pictures,), of the prepared pixels: equal digests are equal pictures.
+    """
+
+    shape: tuple[int, int, int]
+    rows: int
+    maps: tuple[Pixels, ...]
+    readable: npt.NDArray[np.bool_]
+    digests: npt.NDArray[np.uint64]
+    skipped: tuple[tuple[str, str], ...]
+
+    def take(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
+        """Pictures by index, in that order: uint8 (len(indices), height, width, channels)."""
+        out = np.empty((len(indices), *self.shape), np.uint8)
+        shard = np.asarray(indices) // self.rows
+        for number in np.unique(shard):
+            chosen = np.flatnonzero(shard == number)
+            out[chosen] = self.maps[number][np.asarray(indices)[chosen] - number * self.rows]
+        return out
+
+
+def ingest(catalogue: Catalogue, spec: ImageSpec, progress: Report | None = None) -> Shards:
+    """Decode, fit and resize every picture once, on all cores, in bounded memory; a second call opens the cache.
+
+    Unreadable pictures are listed in the result, never fatal; DataError when none is readable, StorageError when the
+    cache cannot be written.
+    """
+    key = hashlib.sha256(json.dumps([PIPELINE, catalogue.fingerprint, asdict(spec)]).encode()).hexdigest()[:24]
+    folder = cache_folder() / "shards" / key
+    if not (folder / INDEX).is_file():
+        _fill(folder, catalogue, spec, progress)
+    return _open(folder, catalogue, spec)
+
+
+def _fill(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress: Report | None) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    except OSError as error:
+        raise StorageError(f"{folder.parent}: cannot write the picture cache: {error.strerror}; set EDGECLF_CACHE") from error
+    try:
+        _write_shards(building, catalogue, spec, progress)
+        with contextlib.suppress(FileExistsError):  # another process made the same cache first
+            building.replace(folder)
+    except OSError as error:
+        if not (folder / INDEX).is_file():
+            raise StorageError(f"{folder}: cannot write the picture cache: {error.strerror}; set EDGECLF_CACHE") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress: Report | None) -> None:
+    """One task a shard; threads, because decoding, resizing and writing run outside the interpreter's lock."""
+    rows = _rows(spec)
+    local = threading.local()
+
+    def work(number: int) -> tuple[int, list[int], list[tuple[int, str]]]:
+        if not hasattr(local, "read"):
+            local.read = catalogues.prepared(catalogue, spec)
+        first, last = number * rows, min((number + 1) * rows, len(catalogue))
+        pictures = np.zeros((last - first, *spec.shape), np.uint8)
+        broken = []
+        for i in range(first, last):
+            try:
+                pictures[i - first] = local.read(i)
+            except DataError as error:
+                broken.append((i, str(error)))
+        np.save(folder / f"{number:05d}.npy", pictures)
+        return number, [_digest(picture) for picture in pictures], broken
+
+    digests: dict[int, list[int]] = {}
+    broken: list[tuple[int, str]] = []
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, part, bad in _bounded(pool, work, -(-len(catalogue) // rows)):
+            digests[number] = part
+            broken += bad
+            done += len(part)
+            if progress:
+                progress(done, len(catalogue))
+    if len(broken) == len(catalogue):
+        raise DataError(f"{catalogue.source}: none of {len(broken)} pictures can be read; the first: {broken[0][1]}")
+    np.save(folder / "digests.npy", np.array([d for n in sorted(digests) for d in digests[n]], np.uint64))
+    write_json(folder / INDEX, {"broken": sorted(broken), "source": str(catalogue.source)})
+
+
+def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -> Any:
+    """Results as they come, with no more than two tasks a core handed out: memory does not grow with the data."""
+    running: set[Future[Any]] = set()
+    for number in range(count):
+        running.add(pool.submit(work, number))
+        if len(running) >= 2 * (os.cpu_count() or 1):
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    yield from (future.result() for future in running)
+
+
+def _open(folder: Path, catalogue: Catalogue, spec: ImageSpec) -> Shards:
+    rows = _rows(spec)
+    index = json.loads((folder / INDEX).read_text())
+    readable = np.ones(len(catalogue), bool)
+    readable[[i for i, _ in index["broken"]]] = False
+    maps = tuple(np.load(folder / f"{n:05d}.npy", mmap_mode="r") for n in range(-(-len(catalogue) // rows)))
+    skipped = tuple((catalogue.names[i], reason) for i, reason in index["broken"])
+    return Shards(spec.shape, rows, maps, readable, np.load(folder / "digests.npy"), skipped)
+
+
+def _rows(spec: ImageSpec) -> int:
+    return max(1, SHARD_BYTES // int(np.prod(spec.shape)) // 8)
+
+
+def _digest(picture: Pixels) -> int:
+    return int.from_bytes(hashlib.blake2b(picture.data, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures with their classes and parts, all readable; no picture of `val` or `test` stands in `train` too.
+
+    `leaked` counts the training pictures that were left out because the same picture is held out.
+    """
+
+    catalogue: Catalogue
+    shards: Shards
+    parts: dict[str, npt.NDArray[np.int64]]
+    leaked: int
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.catalogue.labels
+
+    def pictures(self, part: str) -> Pixels:
+        """All pictures of a part: uint8 (pictures, height, width, channels)."""
+        return self.shards.take(self.parts[part])
+
+    def classes_of(self, part: str) -> npt.NDArray[np.int32]:
+        """Class indices of a part: int32 (pictures,)."""
+        return self.catalogue.classes[self.parts[part]]
+
+
+def make_dataset(catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], progress: Report | None = None) -> Dataset:
+    """Ingest a catalogue and split it; `split` is the keywords of `core.catalogue.split`. Raises DataError."""
+    parts = catalogues.split(catalogue, **split)
+    shards = ingest(catalogue, recipe.image.spec(), progress)
+    parts = {name: indices[shards.readable[indices]] for name, indices in parts.items()}
+    held_out = np.concatenate([parts["val"], parts["test"]])
+    leaked = np.isin(shards.digests[parts["train"]], shards.digests[held_out])
+    parts["train"] = parts["train"][~leaked]
+    for name, indices in parts.items():
+        missing = np.setdiff1d(np.arange(len(catalogue.labels)), catalogue.classes[indices])
+        if len(missing) and name != "val":
+            raise DataError(
+                f"{catalogue.source}: class {catalogue.labels[missing[0]]!r} has no usable picture in {name}; add some"
+            )
+    return Dataset(catalogue, shards, parts, int(leaked.sum()))
+
+
+def open_dataset(run: Run, progress: Report | None = None) -> Dataset:
+    """The data that a run was trained on, split as then. Raises DataError when it is gone or has changed."""
+    catalogue = open_catalogue(run.data)
+    if catalogue.fingerprint != run.card.provenance["fingerprint"]:
+        raise DataError(f"{run.data}: has changed since {run.folder} was trained on it; restore it, or train again")
+    return make_dataset(catalogue, run.recipe, run.card.provenance["split"], progress)

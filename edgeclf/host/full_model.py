@@ -1,0 +1,30 @@
+"""The full model: the float Keras network run by TensorFlow, against which every exported file is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeclf.core.image import Pixels
+from edgeclf.core.results import score
+from edgeclf.host.augment import normalise
+from edgeclf.host.data import Dataset
+from edgeclf.host.keras import tensorflow
+
+PREDICT_BATCH = 500
+
+
+def predict(model: Any, pictures: Pixels) -> Any:
+    """Logits of prepared pictures by the full Keras model: uint8 (pictures, …) → float32 (pictures, classes)."""
+    tf = tensorflow()
+    call = tf.function(lambda x: model(normalise(x), training=False))
+    parts = [call(tf.constant(pictures[i : i + PREDICT_BATCH])).numpy() for i in range(0, len(pictures), PREDICT_BATCH)]
+    return np.concatenate(parts)
+
+
+def measure(model: Any, dataset: Dataset, part: str) -> dict[str, Any]:
+    """Top-1 and top-5 of the full Keras model on a part, as fractions, with the 95% interval of top-1."""
+    found = score(predict(model, dataset.pictures(part)), dataset.classes_of(part), dataset.labels)
+    interval = found.top1_interval
+    return {"top1": found.top1, "top5": found.top5, "low": interval.low, "high": interval.high, "pictures": found.pictures}

@@ -1,0 +1,42 @@
+"""Keeping native libraries' chatter from the user's terminal, without losing it when something fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what native code writes to standard output and error while the block runs.
+
+    TensorFlow and its converters log below Python, so only the file descriptors catch it. When the block raises, all of
+    it is shown; with EDGECLF_DEBUG set nothing is held back. Not for blocks in which other threads print.
+    """
+    if os.environ.get("EDGECLF_DEBUG"):
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        try:
+            os.dup2(held.fileno(), 1)
+            os.dup2(held.fileno(), 2)
+            yield
+        except BaseException:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(kept[1], held.read()[-20_000:])
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])

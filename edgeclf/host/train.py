@@ -1,0 +1,165 @@
+"""Training: a recipe and a data set in, a run folder out."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgeclf.core import config, files
+from edgeclf.core.card import ModelCard
+from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.recipe import Recipe, read_recipe
+from edgeclf.host import architectures
+from edgeclf.host.batches import batch_size, training_batches, validation_batches
+from edgeclf.host.builtin import LOADERS
+from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, after_each_epoch, restore
+from edgeclf.host.data import Dataset, Report, make_dataset, open_catalogue
+from edgeclf.host.full_model import measure
+from edgeclf.host.keras import keras
+from edgeclf.host.objective import compile_model
+from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, Run, open_run
+
+STARTED = "started.json"
+_PACKAGES = ("edgeclf", "tensorflow", "tf-keras", "numpy", "opencv-python")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: where it writes, what it trains, on what. `provenance` goes into the model card."""
+
+    folder: Path
+    recipe: Recipe
+    dataset: Dataset
+    provenance: dict[str, Any]
+
+
+def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Report | None = None) -> Job:
+    """Ingest `data` and lay out a new run folder (default `runs/RECIPE-DATA`, numbered when taken).
+
+    Raises ConfigError when `folder` already holds a run, DataError for unusable pictures.
+    """
+    folder = folder or _free_folder(f"{recipe.name}-{_data_name(data)}")
+    if (folder / STARTED).exists():
+        state = "a finished" if (folder / CARD).exists() else "an interrupted"
+        raise ConfigError(f"{folder}: already holds {state} run; choose another --out, or --resume an interrupted one")
+    section = recipe.data
+    split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
+    dataset = make_dataset(open_catalogue(data), recipe, split, progress)
+    provenance = {
+        "data": data if data in LOADERS and not Path(data).exists() else str(Path(data).resolve()),
+        "fingerprint": dataset.catalogue.fingerprint,
+        "split": split,
+        "recipe": recipe.name,
+        "seed": recipe.training.seed,
+        "versions": _versions(),
+        "command": " ".join(["edgeclf", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    files.write_text(folder / RECIPE, config.to_toml(recipe))
+    files.write_json(folder / SPLIT, _named_split(dataset))
+    files.write_json(folder / STARTED, provenance)
+    return Job(folder, recipe, dataset, provenance)
+
+
+def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
+    """The interrupted training in `folder`, or the newest one under `runs/`.
+
+    Raises ConfigError when there is none or it is finished, DataError when its pictures have changed since.
+    """
+    if folder is None:
+        candidates = [p.parent for p in RUNS.glob(f"*/{STARTED}") if not (p.parent / CARD).exists()]
+        if not candidates:
+            raise ConfigError(f"no interrupted run under {RUNS}/; give its folder with --out")
+        folder = max(candidates, key=lambda p: (p / STARTED).stat().st_mtime)
+    if (folder / CARD).exists():
+        raise ConfigError(f"{folder}: is finished; nothing to resume")
+    if not (folder / STARTED).exists():
+        raise ConfigError(f"{folder}: holds no interrupted run")
+    provenance, recipe = json.loads((folder / STARTED).read_text()), read_recipe(folder / RECIPE)
+    catalogue = open_catalogue(provenance["data"])
+    if catalogue.fingerprint != provenance["fingerprint"]:
+        raise DataError(f"{provenance['data']}: has changed since this training started; restore it, or start a new run")
+    return Job(folder, recipe, make_dataset(catalogue, recipe, provenance["split"], progress), provenance)
+
+
+def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = None) -> Run:
+    """Train to the last epoch, from the checkpoint where there is one, and finish the run folder.
+
+    Seeded: the same job gives the same pictures in the same order, interrupted or not. `on_epoch(row, epochs)` gets
+    each row of the history, `on_step(done, total)` the steps of the epoch under way. Raises EdgeclfError when the loss
+    stops being a number; the checkpoint then holds the last good weights.
+    """
+    section = job.recipe.training
+    keras().utils.set_random_seed(section.seed)
+    model = architectures.build(job.recipe, len(job.dataset.labels))
+    steps = len(job.dataset.parts["train"]) // batch_size(job.dataset, section)
+    compile_model(model, section, steps)
+    history = restore(job.folder, model)
+    if len(history) < section.epochs:
+        model.fit(
+            training_batches(job.dataset, job.recipe, first_epoch=len(history)),
+            steps_per_epoch=steps,
+            epochs=section.epochs,
+            initial_epoch=len(history),
+            validation_data=validation_batches(job.dataset),
+            callbacks=[after_each_epoch(job.folder, history, section.epochs, steps, on_epoch, on_step)],
+            verbose=0,
+        )
+    return _finish(job, model, history)
+
+
+def _finish(job: Job, model: Any, history: list[Row]) -> Run:
+    """Write curves, model and, last, the card that makes the run a finished one."""
+    from edgeclf.host import plots  # matplotlib, which nothing before this moment needs
+
+    plots.training_curves(job.folder / HISTORY, job.folder / CURVES)
+    plain = architectures.build(job.recipe, len(job.dataset.labels))  # without optimiser state and loss
+    plain.set_weights(model.get_weights())
+    with files.writing(job.folder / MODEL) as path:
+        plain.save(path, save_format="keras")
+    card = ModelCard(
+        name=job.recipe.name,
+        labels=job.dataset.labels,
+        image=job.recipe.image.spec(),
+        outputs="logits",
+        provenance={**job.provenance, "epochs": len(history), "seconds": round(sum(r["seconds"] for r in history), 1)},
+        accuracy={"model": {part: measure(model, job.dataset, part) for part in ("val", "test")}},
+    )
+    files.write_text(job.folder / CARD, card.to_json())
+    (job.folder / CHECKPOINT).unlink(missing_ok=True)
+    return open_run(job.folder)
+
+
+def _named_split(dataset: Dataset) -> dict[str, Any]:
+    names = dataset.catalogue.names
+    return {"skipped": dataset.shards.skipped, **{part: [names[i] for i in chosen] for part, chosen in dataset.parts.items()}}
+
+
+def _free_folder(name: str) -> Path:
+    folder, number = RUNS / name, 2
+    while folder.exists():
+        folder, number = RUNS / f"{name}-{number}", number + 1
+    return folder
+
+
+def _data_name(data: str) -> str:
+    stem = Path(data).resolve().name if not data.isidentifier() else data
+    for suffix in (".zip", ".tar", ".npz"):
+        stem = stem.removesuffix(suffix)
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

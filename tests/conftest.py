@@ -1,0 +1,112 @@
+"""What every test may ask for: the program as a function, the fixture files, the measuring data, a cache of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHILD_SECONDS = 300
+
+# The same few examples at every run: a suite that fails only now and then is not believed.
+settings.register_profile(
+    "stable", derandomize=True, max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run of the program left: exit code, standard output and standard error as text."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout + self.stderr
+
+
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Shards go to a folder of this session, so no test reads what another session left; the terminal is 200 wide."""
+    wanted = {"EDGECLF_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        for name in ("EDGECLF_DEBUG", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def fixtures_folder() -> Path:
+    """The small files kept with the tests."""
+    return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The top of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of large measuring data beside the checkout; the test is skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not (folder / "cifar10-jpeg.zip").is_file():
+        pytest.skip("needs the measuring data in ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run the program as a child process: `cli("predict", file, picture, cwd=…, env={…}, stdin=…) -> Answer`."""
+
+    def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> Answer:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeclf", *map(str, arguments)],
+            cwd=cwd, env={**os.environ, **(env or {})}, input=stdin, capture_output=True, text=True, timeout=CHILD_SECONDS,
+        )  # fmt: skip
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def cli_here(monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The same in this process, faster: `cli_here("models", "--json") -> Answer`; environment changes are undone."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> Answer:
+        from edgeclf.cli.main import main
+
+        out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
+        monkeypatch.setattr(sys, "argv", ["edgeclf", *map(str, arguments)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        code: object = 0
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        return Answer(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+    return run
