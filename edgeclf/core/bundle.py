@@ -29,7 +29,7 @@ MAX_TAIL_BYTES = 16 << 20
 MAX_ENTRIES = 64
 
 _END = struct.Struct("<4s4H2LH")  # of the central directory: signature, disks, entries, bytes, offset, comment length
-_LOCAL_HEADER, _LOCAL_HEADER_BYTES = b"PK\x03\x04", 30
+_LOCAL_HEADER, _LOCAL_HEADER_BYTES, _ZIP64_LOCATOR_BYTES = b"PK\x03\x04", 30, 20
 _ZIP_ERRORS = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, struct.error, zlib.error, lzma.LZMAError
 )  # fmt: skip
@@ -134,13 +134,16 @@ def _split(data: bytes, where: str) -> tuple[bytes, dict[str, bytes]]:
             raise ModelError(f"{where}: is cut short (the end of its model card is missing); copy it again")
         return data, {}
     try:
-        _check_limits(data, end, where)
+        declared = _checked_count(data, end, where)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
+            if len(infos) != declared:
+                raise zipfile.BadZipFile(f"{len(infos)} files listed, {declared} declared")
             border = min(info.header_offset for info in infos)
-            return data[:border], _entries(archive, infos, len(data) - border, where)
+            entries = _entries(archive, infos, len(data) - border, where)
     except _ZIP_ERRORS as error:
         raise ModelError(f"{where}: labels and model card behind the model are damaged ({error}); copy it again") from error
+    return data[:border], entries
 
 
 def _end_of_zip(data: bytes) -> int | None:
@@ -156,10 +159,13 @@ def _has_card_header(data: bytes) -> bool:
     return data[at - _LOCAL_HEADER_BYTES : at].startswith(_LOCAL_HEADER) if at >= _LOCAL_HEADER_BYTES else False
 
 
-def _check_limits(data: bytes, end: int, where: str) -> None:
-    *_, entries, directory_bytes, _offset, _comment = _END.unpack_from(data, end)
-    if not 1 <= entries <= MAX_ENTRIES or directory_bytes > MAX_TAIL_BYTES:
-        raise ModelError(f"{where}: {entries} attached files; between 1 and {MAX_ENTRIES} are allowed")
+def _checked_count(data: bytes, end: int, where: str) -> int:
+    """How many files the zip declares, found allowable before the list is read."""
+    *_, declared, directory_bytes, _offset, _comment = _END.unpack_from(data, end)
+    zip64 = data[max(0, end - _ZIP64_LOCATOR_BYTES) :].startswith(b"PK\x06\x07")
+    if not 1 <= declared <= MAX_ENTRIES or directory_bytes > MAX_TAIL_BYTES or zip64:
+        raise ModelError(f"{where}: {declared} attached files; between 1 and {MAX_ENTRIES} are allowed")
+    return int(declared)
 
 
 def _entries(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], tail_bytes: int, where: str) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ class ModelCard:
             raise ConfigError(f"labels: {len(self.labels)} given; a classifier needs at least 2")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError("labels: some occur twice")
-        if any(not label.strip() or "\n" in label for label in self.labels):
+        if any(not label.strip() or any(c in label for c in "\r\n") for label in self.labels):
             raise ConfigError("labels: a label is blank or has a line break")
         if self.thresholds and len(self.thresholds) != len(self.labels):
             raise ConfigError(f"thresholds: {len(self.thresholds)} for {len(self.labels)} labels")

@@ -6,9 +6,9 @@ Archives are never unpacked to disk: a picture is read at its offset, so no name
 
 from __future__ import annotations
 
+import array
 import hashlib
-import os
-import stat
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -20,16 +20,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgeclf.core import archive
+from edgeclf.core.archive import Entry
 from edgeclf.core.errors import DataError
-from edgeclf.core.image import EXTENSIONS, MAX_ENCODED_BYTES, ImageSpec, Pixels, decode, prepare
+from edgeclf.core.image import EXTENSIONS, ImageSpec, Pixels, decode, prepare
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
 }  # fmt: skip
 UNSPLIT = -1
-MAX_ENTRIES = 5_000_000
-_LOCAL_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,27 +58,19 @@ class Catalogue:
         return len(self.names)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    name: str
-    size: int
-    mark: int  # CRC in a zip, modification time elsewhere: part of the fingerprint
-    place: tuple[int, int, int] = (0, 0, 0)
-
-
 def scan(source: Path) -> Catalogue:
     """List the pictures of a folder, .zip, .tar or .npz.
 
     Raises DataError when there is no such thing, no picture, fewer than two classes, or a class without pictures.
     """
     if source.is_dir():
-        return _catalogue(source, "folder", _folder_entries(source))
+        return _catalogue(source, "folder", archive.folder_entries(source))
     if not source.is_file():
         raise DataError(f"{source}: no such folder or file; give a folder of class folders, a .zip, .tar or .npz of it")
     if zipfile.is_zipfile(source):
-        return _scan_npz(source) if source.suffix == ".npz" else _catalogue(source, "zip", _zip_entries(source))
+        return _scan_npz(source) if source.suffix == ".npz" else _catalogue(source, "zip", archive.zip_entries(source))
     if tarfile.is_tarfile(source):
-        return _catalogue(source, "tar", _tar_entries(source))
+        return _catalogue(source, "tar", archive.tar_entries(source))
     raise DataError(f"{source}: neither a folder nor a readable .zip, .tar or .npz archive")
 
 
@@ -134,11 +126,11 @@ def bytes_reader(catalogue: Catalogue) -> Callable[[int], bytes]:
         arrays = catalogue.arrays
         return lambda i: arrays[i].tobytes()
     if catalogue.kind == "folder":
-        return lambda i: _file_bytes(catalogue.source / catalogue.names[i])
+        return lambda i: archive.file_bytes(catalogue.source / catalogue.names[i])
     handle = catalogue.source.open("rb")
     if catalogue.kind == "tar":
-        return lambda i: _range_bytes(handle, *catalogue.places[i, :2].tolist())
-    return lambda i: _zip_bytes(handle, catalogue.names[i], *catalogue.places[i].tolist())
+        return lambda i: archive.range_bytes(handle, *catalogue.places[i, :2].tolist())
+    return lambda i: archive.zip_bytes(handle, catalogue.names[i], *catalogue.places[i].tolist())
 
 
 def prepared(catalogue: Catalogue, spec: ImageSpec) -> Callable[[int], Pixels]:
@@ -183,33 +175,48 @@ def _draw(
     return chosen, np.setdiff1d(pool, chosen, assume_unique=True)
 
 
-def _catalogue(source: Path, kind: Literal["folder", "zip", "tar"], entries: Iterable[_Entry]) -> Catalogue:
-    found = sorted(entries, key=lambda e: e.name)
-    prefix = _common_top(found)
-    pictures, folder_classes = [], set()
-    for entry in found:
-        parts = PurePosixPath(entry.name).parts[prefix:]
-        folder = SPLIT_FOLDERS.get(parts[0].lower()) if parts else None
-        inner = parts[1:] if folder else parts
-        if len(inner) >= 1 and entry.name.endswith("/"):
-            folder_classes.add(inner[0])
-        elif len(inner) >= 2 and PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
-            folder_classes.add(inner[0])
-            pictures.append((entry, inner[0], SPLITS.index(folder) if folder else UNSPLIT))
-    labels = tuple(sorted({label for _, label, _ in pictures}))
+def _catalogue(source: Path, kind: Literal["folder", "zip", "tar"], entries: Iterable[Entry]) -> Catalogue:
+    """Columns instead of objects: a listing of millions of pictures must fit a small machine."""
+    names: list[str] = []
+    columns = array.array("q")  # size, mark, offset, stored, method of each name
+    folders = set()
+    for name, *numbers in entries:
+        if name.endswith("/"):
+            folders.add(name)
+        elif PurePosixPath(name).suffix.lower() in EXTENSIONS:
+            names.append(name)
+            columns.extend(numbers)
+    top = _common_top(names)
+    homes, parts = [], array.array("b")
+    for name in names:
+        part, label = _home(name, top)
+        homes.append(label)
+        parts.append(part)
+    chosen = [i for i in sorted(range(len(names)), key=names.__getitem__) if homes[i]]
+    labels = tuple(sorted({homes[i] for i in chosen}))
     index = {label: i for i, label in enumerate(labels)}
+    table = np.frombuffer(columns, np.int64).reshape(-1, 5) if names else np.zeros((0, 5), np.int64)
     digest = hashlib.sha256()
-    for entry, _, _ in pictures:
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.mark}\n".encode("utf-8", "surrogateescape"))
+    for i in chosen:
+        digest.update(f"{names[i]}\0{table[i, 0]}\0{table[i, 1]}\n".encode("utf-8", "surrogateescape"))
+    classes = np.array([index[homes[i]] for i in chosen], np.int32)
+    empty = {_home(f"{name}.", top)[1] for name in folders} - set(labels) - {""}
     return _checked(
         Catalogue(
-            source, kind, labels, tuple(e.name for e, _, _ in pictures),
-            np.array([index[label] for _, label, _ in pictures], np.int32),
-            np.array([folder for _, _, folder in pictures], np.int8),
-            np.array([e.place for e, _, _ in pictures], np.int64).reshape(-1, 3),
-            digest.hexdigest(), None, tuple(sorted(folder_classes - set(labels))),
+            source, kind, labels, tuple(names[i] for i in chosen), classes,
+            np.array(parts, np.int8)[chosen], table[chosen, 2:],
+            digest.hexdigest(), None, tuple(sorted(empty)),
         )
     )  # fmt: skip
+
+
+def _home(name: str, top: int) -> tuple[int, str]:
+    """(index in SPLITS or UNSPLIT, label) of a picture's path below the `top` shared folders; label "" outside a class."""
+    parts = name.split("/")[top:]
+    folder = SPLIT_FOLDERS.get(parts[0].lower())
+    inner = parts[1:] if folder else parts
+    label = sys.intern(inner[0]) if len(inner) >= 2 else ""
+    return (SPLITS.index(folder) if folder else UNSPLIT), label
 
 
 def _checked(catalogue: Catalogue) -> Catalogue:
@@ -223,80 +230,30 @@ def _checked(catalogue: Catalogue) -> Catalogue:
     return catalogue
 
 
-def _common_top(entries: list[_Entry]) -> int:
+def _common_top(names: list[str]) -> int:
     """How many leading folders all pictures share, as in an archive with one top folder; class folders are never such.
 
     A shared folder only counts as a wrapper when at least two more levels, class and picture, lie below it everywhere.
     """
-    paths = [PurePosixPath(e.name).parts for e in entries if PurePosixPath(e.name).suffix.lower() in EXTENSIONS]
     depth = 0
-    while paths and all(len(p) > depth + 2 and p[depth] == paths[0][depth] for p in paths):
-        if paths[0][depth].lower() in SPLIT_FOLDERS:
+    while names:
+        first = names[0].split("/")[depth]
+        if first.lower() in SPLIT_FOLDERS or not all(_lies_under(name, first, depth) for name in names):
             break
         depth += 1
     return depth
 
 
-def _folder_entries(top: Path) -> Iterable[_Entry]:
-    for folder, subfolders, files in os.walk(top):
-        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-        relative = Path(folder).relative_to(top)
-        if relative.parts:
-            yield _Entry(relative.as_posix() + "/", 0, 0)
-        for name in files:
-            path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
-                continue
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode):
-                yield _Entry((relative / name).as_posix(), status.st_size, status.st_mtime_ns)
-
-
-def _zip_entries(path: Path) -> Iterable[_Entry]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise DataError(f"{path}: the zip archive is damaged: {error}") from error
-    if len(entries) > MAX_ENTRIES:
-        raise DataError(f"{path}: {len(entries)} entries are more than the limit of {MAX_ENTRIES}")
-    for info in entries:
-        if _hidden(info.filename):
-            continue
-        if not info.is_dir() and info.file_size > MAX_ENCODED_BYTES:
-            raise DataError(
-                f"{path}: {info.filename}: {info.file_size >> 20} MB is more than the limit of {MAX_ENCODED_BYTES >> 20} MB"
-            )
-        if info.flag_bits & 1:
-            raise DataError(f"{path}: {info.filename}: is encrypted; unpack it first")
-        yield _Entry(info.filename, info.file_size, info.CRC, (info.header_offset, info.compress_size, info.compress_type))
-
-
-def _tar_entries(path: Path) -> Iterable[_Entry]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for count, member in enumerate(archive):
-                archive.members = []  # type: ignore[attr-defined]  # do not keep what was passed
-                if count > MAX_ENTRIES:
-                    raise DataError(f"{path}: more than {MAX_ENTRIES} entries")
-                if _hidden(member.name) or not (member.isfile() or member.isdir()):
-                    continue
-                name = member.name.removeprefix("./") + ("/" if member.isdir() else "")
-                yield _Entry(name, member.size, int(member.mtime), (member.offset_data, member.size, 0))
-    except tarfile.ReadError as error:
-        hint = f"; unpack the compression first: gzip -d {path.name}" if path.suffix in (".gz", ".tgz") else ""
-        raise DataError(f"{path}: cannot be read as a plain .tar{hint}") from error
-
-
-def _hidden(name: str) -> bool:
-    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
+def _lies_under(name: str, folder: str, depth: int) -> bool:
+    parts = name.split("/")
+    return len(parts) > depth + 2 and parts[depth] == folder
 
 
 def _scan_npz(path: Path) -> Catalogue:
     """x and y, or x_train, y_train, x_test, y_test (and _val); optionally `labels`."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as .npz: {error}") from error
     suffixes = [""] if "x" in arrays else [f"_{s}" for s in SPLITS if f"x_{s}" in arrays]
@@ -315,35 +272,3 @@ def _bgr(picture: Pixels) -> Pixels:
     if picture.ndim == 2 or picture.shape[2] == 1:
         return np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
     return picture[:, :, ::-1]
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_ENCODED_BYTES:
-            raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _range_bytes(handle: Any, offset: int, size: int) -> bytes:
-    handle.seek(offset)
-    data: bytes = handle.read(size)
-    return data
-
-
-def _zip_bytes(handle: Any, name: str, offset: int, stored: int, method: int) -> bytes:
-    """One entry at its offset: opening the directory again in every worker would cost as much memory as the pictures."""
-    header = _range_bytes(handle, offset, _LOCAL_HEADER_BYTES)
-    if header[:4] != b"PK\x03\x04":
-        raise DataError(f"{name}: the zip archive is damaged there")
-    skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    data = _range_bytes(handle, offset + _LOCAL_HEADER_BYTES + skip, stored)
-    if method == zipfile.ZIP_STORED:
-        return data
-    if method != zipfile.ZIP_DEFLATED:
-        raise DataError(f"{name}: zip method {method} is not supported; store or deflate it")
-    try:
-        return zlib.decompressobj(-15).decompress(data, MAX_ENCODED_BYTES)
-    except zlib.error as error:
-        raise DataError(f"{name}: the zip archive is damaged there") from error

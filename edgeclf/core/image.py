@@ -29,10 +29,10 @@ Colour = Literal["rgb", "bgr", "grey"]
 MEAN = STD = 128.0
 MAX_ENCODED_BYTES = 256 << 20
 PAD_VALUE = 128  # the pixel that the network sees as 0
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".hdr", ".exr")
-)  # fmt: skip
+EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif", ".hdr", ".exr",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def decode(data: bytes, name: str = "picture") -> Pixels:
         raise DataError(f"{name}: the JPEG is cut short")
     encoded = np.frombuffer(data, np.uint8)
     try:
-        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        bgr: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         alpha = _alpha(encoded) if _may_have_alpha(data) else None
     except cv2.error as error:
         raise DataError(f"{name}: cannot be decoded ({_reason(error)})") from error
@@ -94,7 +94,7 @@ def decode(data: bytes, name: str = "picture") -> Pixels:
         raise DataError(f"{name}: is not a picture that OpenCV can read")
     if alpha is not None and alpha.shape == bgr.shape[:2]:
         return _over_white(bgr, alpha)
-    return bgr
+    return _pixels(bgr)
 
 
 def prepare(frame_bgr: Pixels, spec: ImageSpec) -> Pixels:
@@ -109,9 +109,9 @@ def prepare(frame_bgr: Pixels, spec: ImageSpec) -> Pixels:
     resized = (_pad if spec.fit == "pad" else resize)(frame_bgr, spec.width, spec.height)
     # Colour after the resize: four times cheaper from 1080p than before it.
     if spec.colour == "rgb":
-        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+        return _pixels(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB))
     if spec.colour == "grey":
-        return cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[:, :, None]
+        return _pixels(cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[:, :, None])
     return np.ascontiguousarray(resized)
 
 
@@ -129,7 +129,7 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
         image = _halve(image, 1, 2)
     if image.shape[:2] == (height, width):
         return image
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)  # type: ignore[return-value]
+    return _pixels(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT))
 
 
 def _halve(image: Pixels, across: int, down: int) -> Pixels:
@@ -137,7 +137,7 @@ def _halve(image: Pixels, across: int, down: int) -> Pixels:
     even = image[: height * down, : width * across]
     # The mean of 2x2 has an integer fast path in AREA; halving one axis is exact in LINEAR_EXACT (both weights are 1/2).
     method = cv2.INTER_AREA if across == down else cv2.INTER_LINEAR_EXACT
-    return cv2.resize(even, (width, height), interpolation=method)  # type: ignore[return-value]
+    return _pixels(cv2.resize(even, (width, height), interpolation=method))
 
 
 def _three_channels(frame: Pixels) -> Pixels:
@@ -147,7 +147,7 @@ def _three_channels(frame: Pixels) -> Pixels:
     if channels == 3:
         return frame
     if channels == 1:
-        return cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+        return _pixels(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
     if channels == 4:
         return _over_white(frame[:, :, :3], frame[:, :, 3])
     raise DataError(f"a frame has 1, 3 or 4 channels, not {channels}")
@@ -192,16 +192,22 @@ def _may_have_alpha(data: bytes) -> bool:
 
 
 def _alpha(encoded: Any) -> Pixels | None:
-    picture = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    picture: Any = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
         return None
     alpha = picture[:, :, 3]
-    return (alpha >> 8).astype(np.uint8) if alpha.dtype == np.uint16 else alpha.astype(np.uint8)
+    return _pixels((alpha >> 8 if alpha.dtype == np.uint16 else alpha).astype(np.uint8))
 
 
 def _over_white(bgr: Pixels, alpha: Pixels) -> Pixels:
     weight = alpha[:, :, None].astype(np.uint16)
-    return ((bgr * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
+    return _pixels(((bgr * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8))
+
+
+def _pixels(array: Any) -> Pixels:
+    """OpenCV's result under its true type; the stubs promise any integer or float."""
+    pixels: Pixels = array
+    return pixels
 
 
 def _reason(error: cv2.error) -> str:

@@ -111,7 +111,7 @@ def score(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.integer[Any]], 
     classes = len(labels)
     finite = np.isfinite(scores).all(axis=1)
     order = np.argsort(-np.where(finite[:, None], scores, -np.inf), axis=1, kind="stable")
-    hits = (order == truth[:, None]) & finite[:, None]
+    hits = np.asarray((order == truth[:, None]) & finite[:, None])
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (truth[finite], order[finite, 0]), 1)
     total = len(truth)

@@ -103,7 +103,7 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
     rows = _rows(spec)
     local = threading.local()
 
-    def work(number: int) -> tuple[int, list[int], list[tuple[int, str]]]:
+    def work(number: int) -> tuple[int, npt.NDArray[np.uint64], list[tuple[int, str]]]:
         if not hasattr(local, "read"):
             local.read = catalogues.prepared(catalogue, spec)
         first, last = number * rows, min((number + 1) * rows, len(catalogue))
@@ -115,9 +115,9 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
             except DataError as error:
                 broken.append((i, str(error)))
         np.save(folder / f"{number:05d}.npy", pictures)
-        return number, [_digest(picture) for picture in pictures], broken
+        return number, np.array([_digest(picture) for picture in pictures], np.uint64), broken
 
-    digests: dict[int, list[int]] = {}
+    digests: dict[int, npt.NDArray[np.uint64]] = {}
     broken: list[tuple[int, str]] = []
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -129,7 +129,7 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
                 progress(done, len(catalogue))
     if len(broken) == len(catalogue):
         raise DataError(f"{catalogue.source}: none of {len(broken)} pictures can be read; the first: {broken[0][1]}")
-    np.save(folder / "digests.npy", np.array([d for n in sorted(digests) for d in digests[n]], np.uint64))
+    np.save(folder / "digests.npy", np.concatenate([digests[number] for number in sorted(digests)]))
     write_json(folder / INDEX, {"broken": sorted(broken), "source": str(catalogue.source)})
 
 
