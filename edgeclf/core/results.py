@@ -109,9 +109,9 @@ def score(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.integer[Any]], 
     without pictures recall 0, as scikit-learn's `zero_division=0`.
     """
     classes = len(labels)
-    finite = np.isfinite(scores).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
     order = np.argsort(-np.where(finite[:, None], scores, -np.inf), axis=1, kind="stable")
-    hits = np.asarray((order == truth[:, None]) & finite[:, None])
+    hits = (order == truth[:, None]) & finite[:, None]
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (truth[finite], order[finite, 0]), 1)
     total = len(truth)

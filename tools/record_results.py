@@ -1,0 +1,119 @@
+"""Write `models/NAME.results.json` from a run's report, and the model table of the README from all of them.
+
+    edgeclf train resnet8 DATA && edgeclf export --all && edgeclf report
+    python tools/record_results.py runs/resnet8-DATA [--instructions counts.json]
+
+Nothing is typed by hand: figures come from report.json, model card and, where given, the output of
+tools/count_instructions.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeclf.core import files
+from edgeclf.host.run import open_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
+NOT_MEASURED = "not measured here"
+
+
+def results(folder: Path, instructions: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping of a run and its report."""
+    run = open_run(folder)
+    report = json.loads((folder / "report.json").read_text())
+    if report["fingerprint"] != run.card.provenance["fingerprint"]:
+        raise SystemExit(f"{folder}/report.json was made from other data than the run; run: edgeclf report {folder}")
+    return {
+        "recipe": run.recipe.name,
+        "data": Path(run.data).name,
+        "fingerprint": run.card.provenance["fingerprint"],
+        "classes": len(run.card.labels),
+        "parameters": report["parameters"],
+        "epochs": run.card.provenance["epochs"],
+        "training_minutes": round(run.card.provenance["seconds"] / 60, 1),
+        "versions": run.card.provenance["versions"],
+        "machine": report["machine"],
+        "measured": report["created"],
+        "full_model": _figures(report["full"]),
+        "variants": {v["name"]: _variant(v, instructions) for v in report["variants"]},
+    }
+
+
+def _figures(model: dict[str, Any]) -> dict[str, Any]:
+    accuracy, latency = model["accuracy"], model["latency"]
+    return {
+        "top1": accuracy["top1"],
+        "top1_interval": accuracy["top1_interval"],
+        "test_pictures": accuracy["pictures"],
+        "latency_p50_ms": latency["p50_ms"],
+        "threads": model["threads"],
+        "runtime": model["runtime"],
+        "file_bytes": model["size"]["file_bytes"],
+    }
+
+
+def _variant(variant: dict[str, Any], instructions: dict[str, Any]) -> dict[str, Any]:
+    against = variant["against_full"]
+    counted = {board: counts[variant["file"]] for board, counts in instructions.items() if variant["file"] in counts}
+    return {
+        **_figures(variant),
+        "gzip_bytes": variant["size"]["gzip_bytes"],
+        "drop": against["drop"],
+        "drop_interval": against["interval"],
+        "agreement": against["agreement"],
+        "instructions": counted or NOT_MEASURED,
+    }
+
+
+def table(folder: Path) -> str:
+    """One row a recipe: its full model, and what int8 makes of it."""
+    rows = [
+        "| model | data | parameters | training | float top-1 | int8 top-1 | drop, points (95% interval) | int8 file | int8 p50 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [_row(path.stem, folder / f"{path.stem}.results.json") for path in sorted(folder.glob("*.toml"))]
+    return "\n".join(rows)
+
+
+def _row(name: str, path: Path) -> str:
+    if not path.is_file():
+        return f"| `{name}` | {NOT_MEASURED} |" + " |" * 7
+    found = json.loads(path.read_text())
+    int8, full = found["variants"]["int8"], found["full_model"]
+    low, high = int8["drop_interval"]["low"], int8["drop_interval"]["high"]
+    return (
+        f"| `{name}` | {found['data']}, {full['test_pictures']:,} test pictures | {found['parameters']:,} "
+        f"| {found['epochs']} epochs, {found['training_minutes']} min | {full['top1']:.2%} | {int8['top1']:.2%} "
+        f"| {100 * int8['drop']:.2f} ({100 * low:.2f} to {100 * high:.2f}) | {int8['file_bytes'] / 1024:.0f} KiB "
+        f"| {int8['latency_p50_ms']:.2f} ms |"
+    )
+
+
+def _machine_line(folder: Path) -> str:
+    machines = {json.dumps(json.loads(p.read_text())["machine"]) for p in folder.glob("*.results.json")}
+    return "Measured on: " + "; ".join(sorted(str(json.loads(m)) for m in machines)) + "." if machines else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--instructions", type=Path, help="JSON of {board: {file name: instructions per inference}}")
+    options = parser.parse_args()
+    counts = json.loads(options.instructions.read_text()) if options.instructions else {}
+    models = REPOSITORY / "models"
+    for folder in options.runs:
+        found = results(folder, counts)
+        files.write_json(models / f"{found['recipe']}.results.json", found)
+    readme = REPOSITORY / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    files.write_text(readme, f"{before}{BEGIN}\n{table(models)}\n\n{_machine_line(models)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
