@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
+import re
 import struct
 import zipfile
 import zlib
@@ -29,7 +30,8 @@ MAX_TAIL_BYTES = 16 << 20
 MAX_ENTRIES = 64
 
 _END = struct.Struct("<4s4H2LH")  # of the central directory: signature, disks, entries, bytes, offset, comment length
-_LOCAL_HEADER, _LOCAL_HEADER_BYTES, _ZIP64_LOCATOR_BYTES = b"PK\x03\x04", 30, 20
+_LOCAL_HEADER, _ZIP64_LOCATOR_BYTES = b"PK\x03\x04", 20
+_CARD_HEADER = re.compile(re.escape(_LOCAL_HEADER) + b".{26}" + re.escape(CARD.encode()), re.DOTALL)
 _ZIP_ERRORS = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, struct.error, zlib.error, lzma.LZMAError
 )  # fmt: skip
@@ -130,7 +132,7 @@ def _split(data: bytes, where: str) -> tuple[bytes, dict[str, bytes]]:
         raise ModelError(f"{where}: a zip archive, not a TFLite model")
     end = _end_of_zip(data)
     if end is None:
-        if _has_card_header(data):
+        if _CARD_HEADER.search(data):
             raise ModelError(f"{where}: is cut short (the end of its model card is missing); copy it again")
         return data, {}
     try:
@@ -152,11 +154,6 @@ def _end_of_zip(data: bytes) -> int | None:
     if at < 0 or at + _END.size > len(data):
         return None
     return at if at + _END.size + _END.unpack_from(data, at)[-1] == len(data) else None
-
-
-def _has_card_header(data: bytes) -> bool:
-    at = data.rfind(CARD.encode())
-    return data[at - _LOCAL_HEADER_BYTES : at].startswith(_LOCAL_HEADER) if at >= _LOCAL_HEADER_BYTES else False
 
 
 def _checked_count(data: bytes, end: int, where: str) -> int:
