@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edgeclf.cli import export, info, live, measure, report, train
 from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError
 
+
+class _Interrupted(Exception):
+    """Ctrl-C during a verb."""
+
+
+class _ReaderGone(Exception):
+    """The reader of our output went away, as with `| head`."""
+
+
+class _Program(TyperGroup):
+    """Keeps Ctrl-C and a closed pipe from Typer, which ends them with exit codes that differ between its versions."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
+
 app = typer.Typer(
     name="edgeclf",
+    cls=_Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a folder of pictures to an image classifier that runs live on a small board.",
@@ -56,17 +79,20 @@ def _options(
 def main() -> None:
     """Run the program and exit; see `edgeclf.core.errors` for the exit codes."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except EdgeclfError as error:
         if os.environ.get("EDGECLF_DEBUG"):
             raise
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         _complain("interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away, as with `| head`; nothing is left to say to it.
+    except (_ReaderGone, BrokenPipeError):
+        # Nothing is left to say to it; what Python still holds back for it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

@@ -1,2 +1,63 @@
-def report() -> None:
-    """Placeholder."""
+"""The verb report: every exported file beside the full model, as a page, a text and JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeclf.cli.common import need_training, print_json, progress, say
+
+if TYPE_CHECKING:
+    from edgeclf.host.comparison import Comparison
+
+
+def report(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder. [default: the newest under runs/]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the three files. [default: the run folder]", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Threads of each exported file. [default: what suits it]", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of timing; fewer than 6 cannot tell who is faster.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json too.")] = False,
+) -> None:
+    """Compare every exported file of a run with the full model: report.html, report.json and report.md.
+
+    Example: edgeclf report runs/compact-photos
+    """
+    need_training("report")
+    from edgeclf.host.report import HTML, make_report
+    from edgeclf.host.run import open_run
+
+    opened = open_run(run)
+    comparison = make_report(opened, out, threads, rounds, bar=progress)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        _print_summary(comparison)
+    page = (out or opened.folder) / HTML
+    say(f"report: {page}")
+
+
+def _print_summary(comparison: Comparison) -> None:
+    """The first table of the report, and its verdict."""
+    from edgeclf.host.report_tables import glance
+
+    table = glance(comparison)
+    lines = [table.head] + [tuple(f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row) for row in table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    for line in lines:
+        print(
+            "  ".join(
+                text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
+    print(f"\n{comparison.verdict.sentence}")
+    for remark in comparison.verdict.remarks:
+        print(remark)

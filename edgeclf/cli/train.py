@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -81,22 +79,44 @@ def fit(job: Job) -> Run:
     """Train with a line an epoch, and a bar where there is a terminal."""
     from edgeclf.host import train as stage
 
-    with _epoch_lines(job.recipe.training.epochs) as (on_epoch, on_step):
-        return stage.train(job, on_epoch, on_step)
+    with progress("training") as on_step:
+        return stage.train(job, epoch_line, on_step)
 
 
-@contextlib.contextmanager
-def _epoch_lines(epochs: int) -> Iterator[tuple[Any, Any]]:
-    with progress("epoch 1") as report:
-
-        def on_epoch(row: dict[str, float], total: int) -> None:
-            say(
-                f"epoch {row['epoch']:.0f}/{total}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
-                f"val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s"
-            )
-
-        yield on_epoch, report
+def epoch_line(row: dict[str, float], epochs: int) -> None:
+    """Print what an epoch gave."""
+    say(
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
+        f"val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s"
+    )
 
 
-def quickstart() -> None:
-    """Placeholder."""
+def quickstart(
+    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/quickstart]", show_default=False)] = None,
+) -> None:
+    """Do the whole job once, on handwritten digits: train, export, evaluate, report, and run a video live.
+
+    Takes about a minute and needs no network. Example: edgeclf quickstart
+    """
+    need_training("quickstart")
+    from edgeclf.cli.live import in_words
+    from edgeclf.host.quickstart import quickstart as whole_job
+
+    done = whole_job(say, progress, epoch_line, out)
+    say(in_words(done.summary))
+    print(
+        f"""
+Done in {done.seconds:.0f} s; the live loop named {done.named_right:.0%} of the video's frames right.
+
+  report     {done.page}   (open it in a browser)
+  int8 file  {done.int8}
+
+See it again:
+  edgeclf run {done.int8} --source {done.video}
+
+Your own pictures, one folder a class:
+  edgeclf train compact photos/
+  edgeclf export --int8
+  edgeclf report
+  edgeclf run runs/compact-photos/compact-photos-int8.tflite --source 0"""
+    )

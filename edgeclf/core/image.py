@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -95,6 +96,18 @@ def decode(data: bytes, name: str = "picture") -> Pixels:
     if alpha is not None and alpha.shape == bgr.shape[:2]:
         return _over_white(bgr, alpha)
     return _pixels(bgr)
+
+
+def read_picture(path: Path) -> Pixels:
+    """The picture in a file, as `decode` gives it. Raises DataError for anything that is not a readable picture file."""
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: {'is no file' if path.exists() else 'no such file'}; give a picture")
+        if path.stat().st_size > MAX_ENCODED_BYTES:
+            raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def prepare(frame_bgr: Pixels, spec: ImageSpec) -> Pixels:

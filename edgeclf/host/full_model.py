@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from edgeclf.host.keras import tensorflow
 PREDICT_BATCH = 500
 
 
-def predict(model: Any, pictures: Pixels) -> Any:
-    """Logits of prepared pictures by the full Keras model: uint8 (pictures, …) → float32 (pictures, classes)."""
+def answering(model: Any) -> Callable[[Pixels], Any]:
+    """The Keras model as one compiled function: uint8 (pictures, …), prepared → float32 logits (pictures, classes)."""
     tf = tensorflow()
     call = tf.function(lambda x: model(normalise(x), training=False))
-    parts = [call(tf.constant(pictures[i : i + PREDICT_BATCH])).numpy() for i in range(0, len(pictures), PREDICT_BATCH)]
-    return np.concatenate(parts)
+    return lambda pictures: call(tf.constant(pictures)).numpy()
+
+
+def predict(model: Any, pictures: Pixels) -> Any:
+    """Logits of prepared pictures by the full Keras model: uint8 (pictures, …) → float32 (pictures, classes)."""
+    answer = answering(model)
+    return np.concatenate([answer(pictures[i : i + PREDICT_BATCH]) for i in range(0, len(pictures), PREDICT_BATCH)])
 
 
 def measure(model: Any, dataset: Dataset, part: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Repor
 
     Raises ConfigError when `folder` already holds a run, DataError for unusable pictures.
     """
-    folder = folder or _free_folder(f"{recipe.name}-{_data_name(data)}")
+    folder = folder or free_folder(f"{recipe.name}-{_data_name(data)}")
     if (folder / STARTED).exists():
         state = "a finished" if (folder / CARD).exists() else "an interrupted"
         raise ConfigError(f"{folder}: already holds {state} run; choose another --out, or --resume an interrupted one")
@@ -141,7 +141,8 @@ def _named_split(dataset: Dataset) -> dict[str, Any]:
     return {"skipped": dataset.shards.skipped, **{part: [names[i] for i in chosen] for part, chosen in dataset.parts.items()}}
 
 
-def _free_folder(name: str) -> Path:
+def free_folder(name: str) -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3` … that is not there yet."""
     folder, number = RUNS / name, 2
     while folder.exists():
         folder, number = RUNS / f"{name}-{number}", number + 1

@@ -1,0 +1,282 @@
+"""Export: a trained run in, deployable files out, each measured against the full model before it may exist."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from edgeclf.core import files
+from edgeclf.core.bundle import Bundle, attach
+from edgeclf.core.card import Io, ModelCard, SelfTest, golden_inputs
+from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
+from edgeclf.core.image import Pixels
+from edgeclf.core.results import Interval, PairedDrop, wilson
+from edgeclf.core.tflite import read_model
+from edgeclf.host import calibration, compare, gates, quantize
+from edgeclf.host.calibration import CalibrationSet, Indices
+from edgeclf.host.compare import Against, Scores
+from edgeclf.host.data import Dataset, open_dataset
+from edgeclf.host.full_model import answering
+from edgeclf.host.metadata import with_metadata
+from edgeclf.host.run import Run
+from edgeclf.runtime.engine import TfliteEngine, input_table, open_engine, tflite_runtime
+
+MOST_HELD_OUT = 10_000
+AGREEMENT_PICTURES = 500
+GOLDEN_SEED, GOLDEN_PICTURES = 20_250, 2
+FULL = "full model"
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextlib.contextmanager
+def no_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress that is not shown."""
+    yield lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A deployable file that passed every gate, and what was measured of it on held-out pictures.
+
+    `drop` is against the full Keras model, `agreement` the share of equal answers, `largest_logit_difference` that of the
+    logits; `runtime` names what ran the file.
+    """
+
+    variant: str
+    io: Io
+    path: Path
+    file_bytes: int
+    top1: float
+    top1_interval: Interval
+    drop: PairedDrop
+    agreement: float
+    largest_logit_difference: float
+    runtime: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What all variants of one export share."""
+
+    run: Run
+    dataset: Dataset
+    held_out: Indices
+    full: compare.Infer
+    calibration: CalibrationSet
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A variant before its gates: the flatbuffer with its metadata, its card so far, and an engine that runs it."""
+
+    model: bytes
+    card: ModelCard
+    engine: TfliteEngine
+
+
+def export(
+    run: Run,
+    variants: Sequence[str],
+    *,
+    io: Io = "uint8",
+    out: Path | None = None,
+    bar: Bar = no_bar,
+    on_exported: Callable[[Exported], None] | None = None,
+) -> list[Exported]:
+    """Write `NAME-VARIANT.tflite` for every variant into the run folder, or into `out`.
+
+    `io` is the type of the int8 file's input and output; the other variants have float32 there. Every file is measured on
+    the test part beside the full model and must pass `host.gates`; one that does not is not written, while the others are,
+    and QualityError then names it. `on_exported` hears of each file as soon as it is there. Raises ConfigError for an
+    unknown variant or type, DataError when the data is gone or has changed.
+    """
+    _check_request(variants, io)
+    with bar("reading pictures") as report:
+        dataset = open_dataset(run, report)
+    if dataset.labels != run.card.labels:
+        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
+    model = run.model()
+    section = run.recipe
+    setting = _Setting(
+        run, dataset, _held_out(dataset, section.training.seed), answering(model),
+        calibration.draw(dataset, section.export.calibration_pictures, section.training.seed),
+    )  # fmt: skip
+    _check_outputs(model, run.card.labels)
+    float32 = quantize.to_float32(quantize.with_softmax(model))
+    _check_float32(float32, setting)
+    candidates, refused = _candidates(float32, variants, io, setting, bar)
+    done = []
+    for candidate, scores, against in _measured(candidates, setting, bar):
+        try:
+            done.append(_finish(candidate, scores, against, setting, out or run.folder))
+        except (QualityError, ModelError) as error:
+            refused.append(str(error))
+            continue
+        if on_exported:
+            on_exported(done[-1])
+    if refused:
+        raise QualityError(_refusal(refused, done))
+    return done
+
+
+def _check_request(variants: Sequence[str], io: str) -> None:
+    unknown = [v for v in variants if v not in quantize.VARIANTS]
+    if unknown or not variants:
+        raise ConfigError(f"variant {', '.join(unknown) or 'missing'}: expected one of: {', '.join(quantize.VARIANTS)}")
+    if len(set(variants)) != len(variants):
+        raise ConfigError(f"variants {', '.join(variants)}: one is given twice")
+    if io not in get_args(Io):
+        raise ConfigError(f"io {io!r}: expected one of: {', '.join(get_args(Io))}")
+
+
+def _held_out(dataset: Dataset, seed: int) -> Indices:
+    """The test part, or a seeded draw of 10,000 from a larger one; sorted."""
+    test = dataset.parts["test"]
+    if len(test) <= MOST_HELD_OUT:
+        return test
+    return np.sort(np.random.RandomState(seed).permutation(test)[:MOST_HELD_OUT])
+
+
+def _check_outputs(model: Any, labels: tuple[str, ...]) -> None:
+    if model.output_shape[-1] != len(labels):
+        raise QualityError(f"the network has {model.output_shape[-1]} outputs for {len(labels)} labels; train again on this data")
+
+
+def _check_float32(float32: bytes, setting: _Setting) -> None:
+    """Every variant is made from this file, so it must be right even when it is not asked for."""
+    card = replace(setting.run.card, variant="float32", io="float32", outputs="probabilities")
+    few = np.random.RandomState(0).permutation(setting.held_out)[:AGREEMENT_PICTURES]
+    engine = _engine(float32, card)
+    scores = compare.answers({FULL: setting.full, "float32": engine.infer}, setting.dataset.shards.take, few)
+    gates.check_answers("full model", scores[FULL], setting.dataset.labels)
+    gates.check_agreement(scores[FULL], scores["float32"])
+
+
+def _candidates(
+    float32: bytes, variants: Sequence[str], io: Io, setting: _Setting, bar: Bar
+) -> tuple[list[_Candidate], list[str]]:
+    ranges = None
+    if "int8" in variants:
+        with bar("calibrating") as report:
+            ranges = quantize.record_ranges(float32, setting.calibration.batches(report))
+    made, refused = [], []
+    for variant in variants:
+        try:
+            made.append(_candidate(float32, variant, io if variant == "int8" else "float32", ranges, setting))
+        except (QualityError, ModelError) as error:
+            refused.append(str(error))
+    return made, refused
+
+
+def _candidate(float32: bytes, variant: str, io: Io, ranges: quantize.Ranges | None, setting: _Setting) -> _Candidate:
+    """Quantise, describe, and check what needs no picture."""
+    card = replace(
+        setting.run.card, variant=variant, io=io, outputs="probabilities",
+        calibration=_calibration_record(setting.calibration) if variant == "int8" else {},
+    )  # fmt: skip
+    model = quantize.quantize(float32, variant, ranges, io)
+    gates.check_structure(read_model(model, variant), variant, io, len(card.labels))
+    model = with_metadata(model, card)
+    return _Candidate(model, card, _engine(model, card))
+
+
+def _engine(model: bytes, card: ModelCard) -> TfliteEngine:
+    engine = open_engine(Bundle(model, card, card.labels, card.variant), probed=True)
+    if not isinstance(engine, TfliteEngine):
+        raise ModelError(f"{card.variant}: opened with {engine.runtime}, which is no TFLite runtime")
+    return engine
+
+
+def _measured(candidates: list[_Candidate], setting: _Setting, bar: Bar) -> Iterator[tuple[_Candidate, Scores, Against]]:
+    """Each candidate with its logits on the held-out pictures, and how they compare with the full model's."""
+    if not candidates:
+        return
+    models = {c.card.variant: c.engine.infer for c in candidates}
+    with bar("measuring on held-out pictures") as report:
+        scores = compare.answers({FULL: setting.full, **models}, setting.dataset.shards.take, setting.held_out, report)
+    truth = setting.dataset.catalogue.classes[setting.held_out]
+    for candidate in candidates:
+        mine = scores[candidate.card.variant]
+        yield candidate, mine, compare.against(scores[FULL], mine, truth, setting.dataset.labels)
+
+
+def _finish(candidate: _Candidate, scores: Scores, against: Against, setting: _Setting, folder: Path) -> Exported:
+    """The gates that need answers; then the card, the self-test, and the file."""
+    card, engine = candidate.card, candidate.engine
+    gates.check_answers(card.variant, scores, card.labels)
+    _check_probabilities(candidate, setting)
+    gates.check_drop(card.variant, against.drop)
+    right = int(np.sum(scores.argmax(axis=1) == setting.dataset.catalogue.classes[setting.held_out]))
+    interval, runtime = wilson(right, len(scores)), engine.runtime
+    path = folder / setting.run.exported(card.variant).name
+    drop = against.drop
+    card = replace(
+        card,
+        accuracy={
+            **card.accuracy,
+            "file": {
+                "part": "test", "pictures": len(scores), "top1": right / len(scores), "low": interval.low, "high": interval.high,
+                "drop": drop.drop, "drop_low": drop.interval.low, "drop_high": drop.interval.high,
+                "agreement": against.agreement, "runtime": runtime,
+            },
+        },
+        self_test=self_test(engine, card),
+    )  # fmt: skip
+    data = attach(candidate.model, card)
+    files.write_bytes(path, data)
+    return Exported(
+        card.variant, card.io, path, len(data), right / len(scores), interval, drop,
+        against.agreement, against.largest_logit_difference, runtime,
+    )  # fmt: skip
+
+
+def _check_probabilities(candidate: _Candidate, setting: _Setting) -> None:
+    """Run the file as an app would, its own output and not the logits before it, on a few held-out pictures."""
+    pictures = setting.dataset.shards.take(setting.held_out[: GOLDEN_PICTURES * 8])
+    probabilities = file_output(candidate.model, candidate.card, pictures)
+    gates.check_probabilities(candidate.card.variant, probabilities, 1 / 256 if candidate.card.variant == "int8" else 0.0)
+
+
+def file_output(model: bytes, card: ModelCard, pictures: Pixels) -> Scores:
+    """What the file's own output tensor holds, dequantised: float32 (pictures, classes)."""
+    interpreter = tflite_runtime().interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    table, (scale, zero_point) = input_table(read_model(model, card.name).input, card.image), answer["quantization"]
+    rows = []
+    for picture in pictures:
+        interpreter.set_tensor(given["index"], table[picture][None])
+        interpreter.invoke()
+        rows.append(interpreter.get_tensor(answer["index"])[0])
+    stored: Scores = np.stack(rows).astype(np.float32)
+    return stored if not scale else (stored - np.float32(zero_point)) * np.float32(scale)
+
+
+def self_test(engine: TfliteEngine, card: ModelCard) -> SelfTest:
+    """Golden outputs of noise, as this engine computes them.
+
+    The tolerance is one step for integers and, for floats, a thousandth of the largest output; weights of 8 bits with
+    float sums round activations while they run, so they get a hundredth.
+    """
+    stored = engine.raw(golden_inputs(GOLDEN_SEED, GOLDEN_PICTURES, card.image.shape))
+    outputs = tuple(tuple(float(f"{v:.7g}") for v in row) for row in stored.tolist())
+    largest = max(1.0, float(np.abs(stored.astype(np.float64)).max()))
+    tolerance = 1.0 if stored.dtype != np.float32 else largest * (0.01 if card.variant.startswith("dynamic") else 0.001)
+    return SelfTest(GOLDEN_SEED, outputs, float(f"{tolerance:.3g}"), engine.runtime)
+
+
+def _calibration_record(chosen: CalibrationSet) -> dict[str, Any]:
+    return {**chosen.manifest(), "quantizer": f"litert-quantizer {packages.version('litert-quantizer')}"}
+
+
+def _refusal(refused: list[str], done: list[Exported]) -> str:
+    written = f"; written: {', '.join(e.variant for e in done)}" if done else ""
+    return f"not exported: {'; '.join(refused)}{written}"

@@ -1,0 +1,109 @@
+"""The whole job on a small real data set: train, export, evaluate, report, run live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeclf.core.errors import QualityError
+from edgeclf.core.image import Pixels
+from edgeclf.core.recipe import load_recipe
+from edgeclf.core.results import wilson
+from edgeclf.host import train as training
+from edgeclf.host.checkpoint import OnEpoch
+from edgeclf.host.data import Dataset, open_dataset
+from edgeclf.host.demo import render_video
+from edgeclf.host.export import export
+from edgeclf.host.report import HTML, make_report
+from edgeclf.host.run import Run
+from edgeclf.runtime.accuracy import evaluate
+from edgeclf.runtime.camera import find_source
+from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.live import Live, Summary
+from edgeclf.runtime.sinks import Event, Seen
+
+RECIPE, DATA = "compact-digits", "digits"
+VARIANTS = ("float32", "float16", "int8")
+PICTURES_SHOWN = 20
+VIDEO = "digits.avi"
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What quickstart leaves: the run, the int8 file, the report's page, the video, and how the live loop did on it.
+
+    `named_right` is the share of the video's frames whose label was the right one; `seconds` the time of everything.
+    """
+
+    run: Run
+    int8: Path
+    page: Path
+    video: Path
+    summary: Summary
+    named_right: float
+    seconds: float
+
+
+def quickstart(say: Callable[[str], None], bar: Bar, on_epoch: OnEpoch | None = None, folder: Path | None = None) -> Done:
+    """Do the whole job; `say` hears one line a step. Raises QualityError when the live loop does not recognise the digits."""
+    began = time.monotonic()
+    job = training.start(load_recipe(RECIPE), DATA, folder or training.free_folder("quickstart"))
+    say(f"1/5 train: {RECIPE} on {len(job.dataset.catalogue):,} scans of handwritten digits, shipped with scikit-learn")
+    run = training.train(job, on_epoch)
+    say(f"2/5 export: {', '.join(VARIANTS)}")
+    exported = {e.variant: e for e in export(run, VARIANTS, bar=bar)}
+    dataset = open_dataset(run)
+    say(f"3/5 evaluate: every file on the {len(dataset.parts['test'])} held-out scans")
+    for variant, one in exported.items():
+        say(f"    {variant:<8} {_accuracy(one.path, dataset)}  {one.path.stat().st_size / 1024:.0f} KiB")
+    say("4/5 report: every file beside the full model")
+    make_report(run, bar=bar)
+    say("5/5 run: a short video of held-out digits through the live loop")
+    video = run.folder / VIDEO
+    int8 = exported["int8"].path
+    summary, named_right = _live(int8, video, dataset)
+    return Done(run, int8, run.folder / HTML, video, summary, named_right, time.monotonic() - began)
+
+
+def _accuracy(path: Path, dataset: Dataset) -> str:
+    found = evaluate(path, dataset.catalogue, dataset.parts["test"]).accuracy
+    interval = wilson(round(found.top1 * found.pictures), found.pictures)
+    return f"top-1 {found.top1:.2%} ({interval.low:.2%} to {interval.high:.2%})"
+
+
+def _live(int8: Path, video: Path, dataset: Dataset) -> tuple[Summary, float]:
+    """Render the video, run the loop on it, and compare each frame's label with what was drawn there."""
+    chosen = np.random.RandomState(0).permutation(dataset.parts["test"])[:PICTURES_SHOWN]
+    truth = [dataset.labels[c] for c in dataset.catalogue.classes[chosen]]
+    drawn = render_video(video, list(dataset.shards.take(chosen)), truth)
+    classifier, answers = Classifier.load(int8), _Answers()
+    summary = Live(find_source(str(video)), classifier.probabilities, classifier.labels, sinks=[answers]).run()
+    right = _share_equal(answers.labels, drawn)
+    if right < 0.5:
+        raise QualityError(f"{int8}: the live loop named only {right:.0%} of {len(drawn)} frames of {video} right; report this")
+    return summary, right
+
+
+def _share_equal(answers: Sequence[str], drawn: Sequence[str]) -> float:
+    return sum(a == d for a, d in zip(answers, drawn, strict=False)) / max(1, len(drawn))
+
+
+class _Answers:
+    """A sink that keeps the likeliest label of every frame."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def emit(self, event: Event, image: Pixels | None) -> None:
+        if isinstance(event, Seen):
+            self.labels.append(event.decision.top[0][0])
+
+    def close(self) -> bool:
+        return True

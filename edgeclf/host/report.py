@@ -1,0 +1,253 @@
+"""The report: every exported file of a run measured beside its full model, written as report.html, report.json, report.md.
+
+`report.json` is one object; shares are fractions, times milliseconds, sizes bytes, and nothing in it is NaN:
+
+    edgeclf_report   1, the version of this layout
+    run recipe data fingerprint created parameters pictures labels versions
+    machine          {cpu, cores, system, python, load, throttled} (runtime.latency.Machine)
+    full             a MODEL: the float Keras model run by TensorFlow
+    variants         list of MODEL with, besides:
+        io               type of the input and output tensors
+        precision        scheme found in the tensors; named_right: whether the file's name claims the same
+        against_full     drop, interval {low, high}, lost, won, total, p_value (core.results.PairedDrop); agreement,
+                         agreement_interval, largest_logit_difference; classes: list of {label, pictures, before, after,
+                         change, lost, won, significant}; negative_flips: list of {picture, truth, answer, full_confidence}
+        speedup_over_full, speedup_over_float32 (or null)    {factor, interval, measurable}
+    unusable         list of {file, reason}
+    recommendation   {variant (or null), sentence, remarks}
+
+    MODEL: name file runtime threads; size {file_bytes, gzip_bytes}; accuracy {top1, top5, top1_interval, top5_interval,
+    pictures, per_class, confusion}; latency {p50_ms, p90_ms, p99_ms, p25_ms, p75_ms, runs, rounds_ms}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from edgeclf.core import files
+from edgeclf.core.bundle import Bundle, read_bundle
+from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
+from edgeclf.core.image import Pixels
+from edgeclf.core.results import Size
+from edgeclf.core.tflite import scheme
+from edgeclf.host import compare, report_html, timing
+from edgeclf.host.compare import Infer, Scores
+from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
+from edgeclf.host.data import Dataset, open_dataset
+from edgeclf.host.full_model import answering
+from edgeclf.host.keras import tensorflow
+from edgeclf.host.plots import History, read_history
+from edgeclf.host.run import HISTORY, MODEL, Run
+from edgeclf.host.timing import Timing
+from edgeclf.host.verdict import recommend
+from edgeclf.runtime.engine import cores, open_engine
+from edgeclf.runtime.latency import Machine, file_size, this_machine
+
+HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
+FLOAT32 = "float32"
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextlib.contextmanager
+def no_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress that is not shown."""
+    yield lambda done, total: None
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """An exported file that opens and answers."""
+
+    name: str
+    path: Path
+    bundle: Bundle
+    infer: Infer
+    runtime: str
+    threads: int
+    size: Size
+
+
+def make_report(
+    run: Run, out: Path | None = None, threads: int | None = None, rounds: int = timing.ROUNDS, bar: Bar = no_bar
+) -> Comparison:
+    """Measure every exported file of `run` beside its full model and write the report into `out`, or into the run folder.
+
+    `threads` is for the exported files, None for what the runtime chooses; TensorFlow takes what it takes. Raises
+    ConfigError when nothing was exported, ModelError when no exported file can be measured, DataError when the data is
+    gone or has changed.
+    """
+    entrants, unusable = enter(run, threads)
+    with bar("reading pictures") as report:
+        dataset = open_dataset(run, report)
+    if dataset.labels != run.card.labels:
+        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
+    entrants, peeked = _apart_from_test(entrants, dataset)
+    comparison = measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar)
+    write(comparison, dataset, run, out or run.folder)
+    return comparison
+
+
+def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unusable]]:
+    """Open every exported file, the largest first; a damaged one is listed with its reason. Raises ConfigError, ModelError."""
+    paths = run.exports()
+    if not paths:
+        raise ConfigError(f"{run.folder}: nothing exported yet; first: edgeclf export {run.folder} --all")
+    entrants, unusable = [], []
+    for path in paths:
+        try:
+            entrants.append(_enter(run, path, threads))
+        except EdgeclfError as error:
+            unusable.append(Unusable(path.name, str(error).removeprefix(f"{path}: ")))
+    if not entrants:
+        raise ModelError(f"{run.folder}: no exported file can be measured; the first: {unusable[0].file}: {unusable[0].reason}")
+    return sorted(entrants, key=lambda e: -e.size.file_bytes), unusable
+
+
+def measure(
+    run: Run, dataset: Dataset, entrants: list[Entrant], unusable: list[Unusable], rounds: int = timing.ROUNDS, bar: Bar = no_bar
+) -> Comparison:
+    """Answers, accuracy and latency of the full model and every entrant, on the test part alone."""
+    machine = this_machine()  # before the work, which is load too
+    model = run.model()
+    models: dict[str, Infer] = {FULL: answering(model), **{e.name: e.infer for e in entrants}}
+    test, truth = dataset.parts["test"], dataset.classes_of("test")
+    with bar("answering test pictures") as report:
+        scores = compare.answers(models, dataset.shards.take, test, report)
+    with bar("timing, in turns") as report:
+        times = timing.interleaved(_single_calls(models, dataset.shards.take(test[:1])), rounds, report)
+
+    def measured(name: str, file: str, runtime: str, threads: str, size: Size) -> Model:
+        accuracy, top5 = compare.accuracy(scores[name], truth, dataset.labels)
+        return Model(name, file, runtime, threads, size, accuracy, top5, times[name])
+
+    full = measured(FULL, MODEL, *_tensorflow_names(), file_size(run.folder / MODEL))
+    variants = tuple(
+        _variant(e, measured(e.name, e.path.name, e.runtime, str(e.threads), e.size), scores, truth, dataset.labels, times)
+        for e in entrants
+    )
+    return Comparison(
+        run=run.name, recipe=run.recipe.name, data=Path(run.data).name, fingerprint=dataset.catalogue.fingerprint,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), parameters=int(model.count_params()),
+        labels=dataset.labels, names=tuple(dataset.catalogue.names[i] for i in test), machine=machine, versions=_versions(entrants),
+        full=full, variants=variants, unusable=tuple(unusable),
+        verdict=recommend(variants, unusable, _warnings(machine)),
+    )  # fmt: skip
+
+
+def write(comparison: Comparison, dataset: Dataset, run: Run, out: Path) -> None:
+    """Write the three files, each whole."""
+    rows = [flip.row for flip in comparison.focus().against.flips[: report_html.MOST_FLIPS]]
+    pictures = dataset.shards.take(dataset.parts["test"][rows])
+    thumbs = report_html.thumbnails(comparison, pictures, run.recipe.image.colour)
+    html = report_html.render_html(comparison, thumbs, _history(run))
+    files.write_json(out / JSON, comparison.to_json())
+    files.write_text(out / MARKDOWN, report_html.render_markdown(comparison))
+    files.write_text(out / HTML, html)
+
+
+def _enter(run: Run, path: Path, threads: int | None) -> Entrant:
+    bundle = read_bundle(path)
+    if bundle.card is None:
+        raise ModelError("it carries no model card; export it again")
+    if bundle.card.labels != run.card.labels:
+        raise ModelError("its labels are not those of this run; export it again")
+    if bundle.card.provenance.get("created") != run.card.provenance.get("created"):
+        raise ModelError("it comes from another training than this run's; export it again")
+    engine = open_engine(bundle, threads)
+    found = engine.infer(np.zeros((1, *run.card.image.shape), np.uint8))
+    if found.shape != (1, len(run.card.labels)):
+        raise ModelError(f"it answers with shape {found.shape} for one picture of {len(run.card.labels)} classes")
+    name = path.stem.removeprefix(f"{run.name}-")
+    return Entrant(name, path, bundle, engine.infer, engine.runtime, engine.threads, file_size(path))
+
+
+def _apart_from_test(entrants: list[Entrant], dataset: Dataset) -> tuple[list[Entrant], list[Unusable]]:
+    """Set aside files whose card lists a test picture among those that calibrated it. Raises ModelError when none is left."""
+    test, good, peeked = set(dataset.parts["test"].tolist()), [], []
+    for entrant in entrants:
+        card = entrant.bundle.card
+        calibrated = str(card.calibration.get("indices", "")).split() if card else []
+        if test.isdisjoint(int(i) for i in calibrated if i.isdecimal()):
+            good.append(entrant)
+        else:
+            peeked.append(Unusable(entrant.path.name, "it was calibrated on test pictures; export it again"))
+    if not good:
+        raise ModelError(f"{entrants[0].path.parent}: {peeked[0].file}: {peeked[0].reason}")
+    return good, peeked
+
+
+def _variant(
+    entrant: Entrant,
+    model: Model,
+    scores: dict[str, Scores],
+    truth: compare.Classes,
+    labels: tuple[str, ...],
+    times: dict[str, Timing],
+) -> Variant:
+    card, precision = entrant.bundle.card, scheme(entrant.bundle.structure)
+    over_float32 = timing.speedup(times[FLOAT32], model.timing) if FLOAT32 in times and entrant.name != FLOAT32 else None
+    return Variant(
+        model=model,
+        io=card.io if card else "",
+        precision=precision,
+        named_right=_claims(entrant.name, precision) and (card is None or _claims(card.variant, precision)),
+        against=compare.against(scores[FULL], scores[entrant.name], truth, labels),
+        over_full=timing.speedup(times[FULL], model.timing),
+        over_float32=over_float32,
+    )
+
+
+def _claims(name: str, precision: str) -> bool:
+    """Whether a variant's name (`int8`, `int8-qat`, `pruned50-int8`) says that precision."""
+    return f"-{precision}-" in f"-{name}-"
+
+
+def _single_calls(models: dict[str, Infer], picture: Pixels) -> dict[str, Callable[[], object]]:
+    def single(infer: Infer) -> Callable[[], object]:
+        return lambda: infer(picture)
+
+    return {name: single(infer) for name, infer in models.items()}
+
+
+def _history(run: Run) -> History | None:
+    path = run.folder / HISTORY
+    return read_history(path) if path.is_file() else None
+
+
+def _warnings(machine: Machine) -> tuple[str, ...]:
+    """What makes the times less certain than usual."""
+    found = []
+    if machine.load > machine.cores:
+        found.append(f"The machine was busy (load {machine.load:.1f} on {machine.cores} cores), so the times are less certain.")
+    if machine.throttled or this_machine().throttled:
+        found.append("The board was throttled by heat or a weak supply, so the times are longer than they need be.")
+    return tuple(found)
+
+
+def _tensorflow_names() -> tuple[str, str]:
+    """Runtime and threads of the full model, in words."""
+    tf = tensorflow()
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    return f"TensorFlow {tf.__version__}, tf.function" + (f", {gpus} GPU" if gpus else ""), str(
+        threads or f"all of {os.cpu_count()}"
+    )
+
+
+def _versions(entrants: list[Entrant]) -> dict[str, str]:
+    """What ran: the runtime of the exported files, TensorFlow, edgeclf."""
+    runtimes = dict.fromkeys(e.runtime for e in entrants)
+    return {
+        "exported files ran in": "; ".join(runtimes),
+        "full model ran in": _tensorflow_names()[0],
+        "edgeclf": version("edgeclf"),
+    }

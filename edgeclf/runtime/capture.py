@@ -1,0 +1,334 @@
+"""Capture: reads a source in a thread of its own, hands over its pictures, and opens it again when it is lost.
+
+A live source hands over the newest picture only; any other hands over every one. All times are monotonic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeclf.core.errors import DataError, SourceError
+from edgeclf.core.image import Pixels
+from edgeclf.runtime.camera import Picture, Reader, Source
+
+CaptureState = Literal["starting", "live", "stalled", "reconnecting", "ended"]
+
+READ_AHEAD = 4  # pictures decoded in advance from a source that is read completely
+MAX_ABANDONED = 4  # threads left behind in a read that never returns
+FRESH_ENOUGH = 10  # pictures after which an opened source counts as well again
+SAMPLE = 8  # every 8th pixel both ways decides whether two pictures are the same
+NAP_S = 0.2  # between looks at a condition that another thread may have changed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Limits in seconds: no new picture makes a source `stalled`; a read or opening this long is given up; the same picture
+    this long makes a camera be opened again; the waits between openings grow from first to longest; closing waits.
+    """
+
+    stall_s: float = 2.0
+    hung_s: float = 12.0
+    frozen_s: float = 10.0
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+    close_s: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture as handed over: BGR uint8 (height, width, 3), its number since the start, and when it was read."""
+
+    image: Pixels
+    index: int
+    taken_s: float
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The source went into `state`; `detail` says why, or is empty."""
+
+    state: CaptureState
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture was passed over; `reason` names it where it has a name."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened to the pictures since the start.
+
+    `dropped` were overtaken by newer ones, `broken` could not be decoded, `identical` equal the one before. `stalls` and
+    `reconnects` count how often the source fell silent and was opened again.
+    """
+
+    captured: int = 0
+    dropped: int = 0
+    broken: int = 0
+    identical: int = 0
+    stalls: int = 0
+    reconnects: int = 0
+
+
+def wait_before(attempt: int, jitter: float, timing: Timing) -> float:
+    """Seconds before opening again for the `attempt`th time, from 0: doubling, capped, and ±25% by `jitter` in [0, 1)."""
+    return min(timing.longest_wait_s, timing.first_wait_s * 2.0 ** min(attempt, 30)) * (0.75 + jitter / 2)
+
+
+class Capture:
+    """One source being read. `start`, then `next` until `finished`, then `close`; all three by the same thread."""
+
+    def __init__(self, source: Source, timing: Timing | None = None) -> None:
+        self.source = source
+        self.timing = timing or Timing()
+        self._changed = threading.Condition()
+        self._frames: deque[Frame] = deque()
+        self._news: deque[Change | Broken] = deque(maxlen=100)
+        self._counts = dict.fromkeys(Counts.__dataclass_fields__, 0)
+        self._state: CaptureState = "starting"
+        self._failure: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._turn = 0  # a worker whose turn is over stops at its next step
+        self._entered: float | None = None  # when the worker went into an opening or a read
+        self._fresh_s = 0.0  # when the last picture that differs from the one before came
+        self._sample = b""
+
+    @property
+    def state(self) -> CaptureState:
+        return self._state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the source ended and every picture was taken."""
+        return self._state == "ended"
+
+    def counts(self) -> Counts:
+        with self._changed:
+            return Counts(**self._counts)
+
+    def news(self) -> list[Change | Broken]:
+        """Changes of state and broken pictures since the last call, oldest first; the newest hundred when there were more."""
+        if not self._news:
+            return []
+        with self._changed:
+            news = list(self._news)
+            self._news.clear()
+            return news
+
+    def start(self, stop: threading.Event | None = None) -> None:
+        """Open the source; returns when the first picture is there, the source ended, or `stop` is set.
+
+        Raises SourceError when it cannot be opened. Only a source that was open once is opened again.
+        """
+        self._spawn()
+        limit = time.monotonic() + self.timing.hung_s
+        with self._changed:
+            while self._state == "starting" and not (stop and stop.is_set()):
+                self._raise_failure()
+                if time.monotonic() > limit:
+                    raise SourceError(f"{self.source.name}: did not answer within {self.timing.hung_s:.0f} s")
+                self._changed.wait(NAP_S)
+            if not self._frames:
+                self._raise_failure()
+
+    def next(self, timeout_s: float) -> Frame | None:
+        """The newest picture of a live source, or the next of another; None when none came in time or `finished`."""
+        with self._changed:
+            limit = time.monotonic() + timeout_s
+            while not self._frames and self._state != "ended":
+                self._raise_failure()
+                self._watch()
+                left = limit - time.monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(min(left, NAP_S))
+            if not self._frames:
+                return None
+            frame = self._frames.popleft()
+            self._changed.notify_all()
+            return frame
+
+    def close(self) -> bool:
+        """End the reading; False when a read still blocks, which then ends with the process. Takes at most `close_s`."""
+        with self._changed:
+            self._turn += 1
+            self._frames.clear()
+            self._set("ended")
+            self._changed.notify_all()
+        limit = time.monotonic() + self.timing.close_s
+        for thread in self._threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # What follows runs with the condition held, by whichever thread.
+
+    def _set(self, state: CaptureState, detail: str = "") -> None:
+        if state == self._state:
+            return
+        self._counts["stalls"] += state == "stalled"
+        self._state = state
+        self._news.append(Change(state, detail))
+        self._changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _watch(self) -> None:
+        """Notice silence, and a read that does not come back; by the thread that waits for pictures."""
+        now = time.monotonic()
+        if not self.source.reopen:
+            return
+        if self._state == "live" and now - self._fresh_s >= self.timing.stall_s:
+            self._set("stalled", f"no new picture for {self.timing.stall_s:g} s")
+        hung = self._entered is not None and now - self._entered > self.timing.hung_s
+        if hung and sum(thread.is_alive() for thread in self._threads) < MAX_ABANDONED:
+            self._set("reconnecting", f"a read did not come back for {self.timing.hung_s:g} s")
+            self._spawn()
+
+    def _spawn(self) -> None:
+        with self._changed:
+            self._turn += 1
+            self._entered = None
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            # A daemon: a read that blocks for ever must not keep the process from ending.
+            thread = threading.Thread(target=self._work, args=(self._turn,), name="edgeclf-capture", daemon=True)
+            self._threads.append(thread)
+        thread.start()
+
+    # What follows runs in the capture thread.
+
+    def _work(self, turn: int) -> None:
+        try:
+            self._serve(turn)
+        except BaseException as error:
+            with self._changed:
+                if turn == self._turn:
+                    self._failure = error
+                    self._changed.notify_all()
+
+    def _serve(self, turn: int) -> None:
+        attempt = 0
+        while turn == self._turn:
+            fresh_before = self._counts["captured"] - self._counts["identical"]
+            try:
+                note = self._read_through(turn)
+            except SourceError as error:
+                if self._state == "starting" or not self.source.reopen:
+                    raise
+                reason = str(error).removeprefix(f"{self.source.name}: ")
+            else:
+                self._end(note, turn)
+                return
+            fresh = self._counts["captured"] - self._counts["identical"] - fresh_before
+            attempt = 0 if fresh >= FRESH_ENOUGH else attempt + 1
+            with self._changed:
+                if turn == self._turn:
+                    self._set("reconnecting", reason)
+            self._pause(wait_before(attempt, random.random(), self.timing), turn)
+
+    def _end(self, note: str, turn: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._frames or turn != self._turn)
+            if turn == self._turn:
+                self._set("ended", note)
+
+    def _read_through(self, turn: int) -> str:
+        """Open the source and hand over its pictures until its end, whose note is returned; raises SourceError when lost."""
+        with self._busy(turn):
+            reader = self.source.open()
+        try:
+            self._begin(turn)
+            due = time.monotonic()
+            while turn == self._turn:
+                picture = self._next_good(reader, turn)
+                if picture is None:
+                    return reader.note
+                if self.source.live and reader.interval_s:
+                    due = max(due + reader.interval_s, time.monotonic() - reader.interval_s)
+                    self._pause(due - time.monotonic(), turn)
+                self._hand_over(picture, turn)
+            return ""
+        finally:
+            reader.close()
+
+    def _begin(self, turn: int) -> None:
+        with self._changed:
+            if turn == self._turn:
+                self._sample = b""
+                self._counts["reconnects"] += self._state == "reconnecting"
+
+    def _next_good(self, reader: Reader, turn: int) -> Picture | None:
+        while True:
+            try:
+                with self._busy(turn):
+                    return reader.read()
+            except DataError as error:
+                with self._changed:
+                    self._counts["broken"] += 1
+                    self._news.append(Broken(str(error)))
+                if turn != self._turn:
+                    return None
+
+    @contextlib.contextmanager
+    def _busy(self, turn: int) -> Iterator[None]:
+        """Note for `_watch` that the source is being waited for."""
+        if turn == self._turn:
+            self._entered = time.monotonic()
+        try:
+            yield
+        finally:
+            if turn == self._turn:
+                self._entered = None
+
+    def _hand_over(self, picture: Picture, turn: int) -> None:
+        sample = picture.image[::SAMPLE, ::SAMPLE].tobytes()
+        with self._changed:
+            if not self.source.live:
+                self._changed.wait_for(lambda: len(self._frames) < READ_AHEAD or turn != self._turn)
+            if turn != self._turn:
+                return
+            now = time.monotonic()
+            if sample == self._sample:
+                self._counts["identical"] += 1
+                self._complain_of_frozen(now)
+            else:
+                self._sample, self._fresh_s = sample, now
+                self._set("live")
+            if self.source.live and self._frames:
+                self._frames.clear()
+                self._counts["dropped"] += 1
+            self._frames.append(Frame(picture.image, self._counts["captured"], now, picture.name))
+            self._counts["captured"] += 1
+            self._changed.notify_all()
+
+    def _complain_of_frozen(self, now: float) -> None:
+        if not self.source.reopen:
+            return
+        if now - self._fresh_s >= self.timing.stall_s and self._state == "live":
+            self._set("stalled", f"the same picture for {self.timing.stall_s:g} s")
+        if self.source.device and now - self._fresh_s >= self.timing.frozen_s:
+            raise SourceError(f"gave the same picture for {self.timing.frozen_s:g} s")
+
+    def _pause(self, seconds: float, turn: int) -> None:
+        """Wait, but not longer than until the turn ends or a missing camera is plugged in again."""
+        device = self.source.device
+        was_there = device is None or device.exists()
+        limit = time.monotonic() + seconds
+        with self._changed:
+            while turn == self._turn and (left := limit - time.monotonic()) > 0:
+                self._changed.wait(min(left, NAP_S))
+                if not was_there and device is not None and device.exists():
+                    return

@@ -1,0 +1,139 @@
+"""ONNX Runtime behind the same seam: a `.onnx` classifier, with a model card in its metadata or without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeclf.core.bundle import CARD, MAX_MODEL_BYTES, Bundle
+from edgeclf.core.card import ModelCard
+from edgeclf.core.errors import MissingExtra, ModelError
+from edgeclf.core.image import Colour, ImageSpec, Pixels
+from edgeclf.runtime.engine import Normalize, Scores
+
+INPUT_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+SMALLEST = np.float32(1e-12)  # a probability of 0 has no logarithm
+
+
+def is_onnx(name: str) -> bool:
+    """By its name: ONNX files have no identifier."""
+    return name.lower().endswith(".onnx")
+
+
+def read_onnx(path: Path) -> Bundle:
+    """The file's bytes; its card and labels are read when it is opened. Raises ModelError."""
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise ModelError(f"{path}: larger than the limit of {MAX_MODEL_BYTES >> 20} MB for a model")
+        return Bundle(path.read_bytes(), name=str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class OnnxEngine:
+    """A model in ONNX Runtime on the CPU; `card` is the file's own, or made from its input, `labels` and `normalize`."""
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None, probed: bool, labels: tuple[str, ...] = (), normalize: Normalize | None = None
+    ) -> None:
+        runtime = onnxruntime()
+        self.runtime = f"onnxruntime {runtime.__version__} (CPU)"
+        self.threads = threads or 1
+        if not probed:
+            from edgeclf.runtime import probe
+
+            probe.check(bundle.model, bundle.name, "onnxruntime", self.runtime)
+        self._session = _session(runtime, bundle, self.threads)
+        self._given = self._session.get_inputs()[0]
+        self._channels_first, size = _layout(self._session, bundle.name)
+        self.own = bundle.card is None and bool(_stored_card(self._session))
+        self.card = bundle.card or _card(self._session, bundle.name, size, labels, normalize)
+        self._mean, self._std = np.float32(self.card.image.mean), np.float32(self.card.image.std)
+
+    def infer(self, batch: Pixels) -> Scores:
+        return np.stack([self._answer(batch[i : i + 1]) for i in range(len(batch))])
+
+    def raw(self, batch: Pixels) -> Scores:
+        """The logits as they are: ONNX files give floats."""
+        return self.infer(batch)
+
+    def _answer(self, picture: Pixels) -> Scores:
+        given: Any = picture
+        if self._given.type == "tensor(float)":
+            given = (picture.astype(np.float32) - self._mean) / self._std
+        if self._channels_first:
+            given = np.ascontiguousarray(given.transpose(0, 3, 1, 2))
+        scores: Scores = self._session.run(None, {self._given.name: given})[0].reshape(-1).astype(np.float32, copy=False)
+        # softmax(log(p)) = p, so a file that ends in softmax is undone exactly enough for its answer to stay the same
+        return np.log(np.maximum(scores, SMALLEST)) if self.card.outputs == "probabilities" else scores
+
+
+def onnxruntime() -> Any:
+    """The module `onnxruntime`. Raises MissingExtra."""
+    try:
+        import onnxruntime as runtime
+    except ImportError as error:
+        raise MissingExtra.for_extra("onnx", "ONNX Runtime is not installed") from error
+    return runtime
+
+
+def _session(runtime: Any, bundle: Bundle, threads: int) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+    try:
+        return runtime.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # every failure has a class of its own, all below Exception
+        raise ModelError(f"{bundle.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:200]}") from error
+
+
+def _layout(session: Any, where: str) -> tuple[bool, tuple[int, int, int]]:
+    """(channels come first, (height, width, channels)). Raises ModelError unless the model takes one picture."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ModelError(f"{where}: it takes {len(inputs)} inputs; an image classifier takes one picture")
+    given, shape = inputs[0], inputs[0].shape
+    if given.type not in INPUT_TYPES:
+        raise ModelError(f"{where}: its input is {given.type}; expected one of: {', '.join(INPUT_TYPES)}")
+    if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape[1:]):
+        raise ModelError(f"{where}: its input has shape {shape}; a picture has a fixed (1, height, width, channels)")
+    if shape[3] in (1, 3):
+        return False, (shape[1], shape[2], shape[3])
+    if shape[1] in (1, 3):
+        return True, (shape[2], shape[3], shape[1])
+    raise ModelError(f"{where}: its input has shape {shape}; a picture has 1 or 3 channels")
+
+
+def _card(
+    session: Any, where: str, size: tuple[int, int, int], labels: tuple[str, ...], normalize: Normalize | None
+) -> ModelCard:
+    from edgeclf.runtime import foreign
+
+    stored = _stored_card(session)
+    if stored:
+        foreign.refuse_overrides(where, labels, normalize)
+        return ModelCard.from_json(stored, where)
+    height, width, channels = size
+    given = session.get_inputs()[0]
+    if given.type == "tensor(float)" and normalize is None:
+        raise ModelError(foreign.UNKNOWN_NORMALIZATION.format(where=where))
+    mean, std = normalize or (128.0, 128.0)
+    colour: Colour = "grey" if channels == 1 else "rgb"
+    classes = session.get_outputs()[0].shape[-1]
+    labels = foreign.fit_labels(labels, classes, where)
+    image = ImageSpec(width, height, "stretch", colour, mean, std)
+    outputs = "probabilities" if _gives_probabilities(session, given) else "logits"
+    return ModelCard(Path(where).stem, labels, image, outputs=outputs)  # type: ignore[arg-type]
+
+
+def _stored_card(session: Any) -> str:
+    return str(session.get_modelmeta().custom_metadata_map.get(CARD, ""))
+
+
+def _gives_probabilities(session: Any, given: Any) -> bool:
+    """Whether the answer to noise is a distribution: ONNX Runtime does not show the graph, so it is asked."""
+    shape = (1, *given.shape[1:])
+    noise = np.random.RandomState(0).randint(0, 256, shape).astype(INPUT_TYPES[given.type])
+    scores = session.run(None, {given.name: noise})[0]
+    return bool((scores >= 0).all() and abs(float(scores.sum()) - 1) < 1e-3)

@@ -1,0 +1,340 @@
+"""Sinks: what is written, and that a slow, broken or vanished one costs the loop nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeclf.core.errors import ConfigError, StorageError
+from edgeclf.runtime.decision import INVALID, Decision
+from edgeclf.runtime.sinks import Background, Event, JsonLines, Lines, Seen, Skipped, SourceChanged, record
+from edgeclf.runtime.window import ESCAPE, Window, labelled, need_display
+
+
+def seen(label: str = "cat", changed: bool = False, frame: int = 0, name: str = "") -> Seen:
+    decision = Decision(label, 0.98, "cat", changed, (("cat", 0.98), ("dog", 0.02)))
+    return Seen(1_700_000_000.25, frame, decision, 12.3456, 4.5, 29.97, name)
+
+
+class Recorder:
+    """A writer that keeps what it got, after an optional pause."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.events: list[Event] = []
+        self._pause_s = pause_s
+
+    def write(self, events: Sequence[Event]) -> None:
+        time.sleep(self._pause_s)
+        self.events += events
+
+
+class Failing:
+    """A writer that raises these, one a call; None is a success."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self._errors = iter(errors)
+        self.calls = 0
+
+    def write(self, events: Sequence[Event]) -> None:
+        self.calls += 1
+        error = next(self._errors, None)
+        if error:
+            raise error
+
+
+def test_events_reach_the_writer_in_order_and_closing_waits_for_them() -> None:
+    """Nothing is lost by a writer that keeps up."""
+    recorder = Recorder()
+    sink = Background(recorder, "fake")
+    for i in range(100):
+        sink.emit(seen(frame=i))
+    assert sink.close()
+    assert [event.frame for event in recorder.events if isinstance(event, Seen)] == list(range(100))
+    assert sink.lost == 0
+
+
+def test_a_slow_writer_loses_its_oldest_messages_and_costs_the_loop_nothing() -> None:
+    """A thousand events go in at once; what is written and what is lost make a thousand, and the newest are kept."""
+    recorder = Recorder(0.1)
+    sink = Background(recorder, "fake", queue=16)
+    began = time.monotonic()
+    for i in range(1000):
+        sink.emit(seen(frame=i))
+    assert time.monotonic() - began < 1
+    sink.close()
+    frames = [event.frame for event in recorder.events if isinstance(event, Seen)]
+    assert frames[-1] == 999
+    assert len(frames) + sink.lost == 1000
+    assert sink.lost > 900
+
+
+def test_a_lossless_sink_waits_for_its_writer_until_the_run_is_to_end() -> None:
+    """For files that are read completely; a stop lets the waiting loop go on."""
+    recorder, stop = Recorder(0.02), threading.Event()
+    sink = Background(recorder, "fake", lossless=True, queue=4, stop=stop)
+    for i in range(40):
+        sink.emit(seen(frame=i))
+    sink.close()
+    assert len(recorder.events) == 40
+    stuck = Background(Recorder(20), "fake", lossless=True, queue=1, stop=stop)
+    threading.Timer(0.1, stop.set).start()
+    began = time.monotonic()
+    for i in range(5):
+        stuck.emit(seen(frame=i))
+    assert time.monotonic() - began < 1
+
+
+def test_a_writer_that_blocks_for_ever_does_not_hold_up_closing() -> None:
+    """Closing gives up after its limit, says so, and counts what was waiting as lost."""
+    release = threading.Event()
+
+    class Blocked:
+        def write(self, events: Sequence[Event]) -> None:
+            release.wait(30)
+
+    sink = Background(Blocked(), "fake")
+    sink.emit(seen())
+    time.sleep(0.1)
+    sink.emit(seen())
+    began = time.monotonic()
+    assert not sink.close()
+    assert time.monotonic() - began < 2
+    assert sink.lost == 1
+    release.set()
+
+
+def test_a_reader_that_went_away_is_told_once_and_writing_ends() -> None:
+    """As with `| head`: the loop learns of it, and later events are not even queued."""
+    gone: list[int] = []
+    writer = Failing(BrokenPipeError())
+    sink = Background(writer, "fake", on_gone=lambda: gone.append(1))
+    sink.emit(seen())
+    sink._thread.join(2)
+    sink.emit(seen())
+    assert sink.close()
+    assert gone == [1]
+    assert writer.calls == 1
+
+
+def test_a_full_disk_is_told_once_and_writing_goes_on_when_there_is_room_again() -> None:
+    """Losses are counted, a second failure says nothing, a success makes the next failure worth telling."""
+    troubles: list[str] = []
+    full = OSError(28, "No space left on device")
+    writer = Failing(full, full, None, full)
+    sink = Background(writer, "jsonl", on_trouble=troubles.append)
+    for calls in range(1, 5):
+        sink.emit(seen())
+        while writer.calls < calls:
+            time.sleep(0.005)
+    sink.close()
+    assert sink.lost == 3
+    assert troubles == ["jsonl: cannot write: No space left on device; results are being lost"] * 2
+
+
+def test_a_bug_in_a_writer_does_not_end_the_classifying() -> None:
+    """Whatever it raises, the sink lives on."""
+    troubles: list[str] = []
+    writer = Failing(KeyError("oops"), None)
+    sink = Background(writer, "fake", on_trouble=troubles.append)
+    sink.emit(seen())
+    while writer.calls < 1:
+        time.sleep(0.005)
+    sink.emit(seen())
+    assert sink.close()
+    assert writer.calls == 2
+    assert len(troubles) == 1
+
+
+def test_a_label_record_has_all_that_a_program_needs() -> None:
+    """Time in UTC, finite rounded numbers, the name only where there is one."""
+    assert record(seen(frame=7, changed=True, name="a.jpg")) == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "event": "label",
+        "frame": 7,
+        "name": "a.jpg",
+        "label": "cat",
+        "score": 0.98,
+        "stable": "cat",
+        "changed": True,
+        "top": [{"label": "cat", "score": 0.98}, {"label": "dog", "score": 0.02}],
+        "age_ms": 12.346,
+        "classify_ms": 4.5,
+    }
+    assert "name" not in record(seen())
+
+
+def test_other_events_have_records_of_their_own() -> None:
+    """States of the source, skipped frames and invalid scores can be told apart by `event`."""
+    changed = record(SourceChanged(0, "cam", "stalled", "why"))
+    assert (changed["event"], changed["source"], changed["state"], changed["detail"]) == ("source", "cam", "stalled", "why")
+    assert record(Skipped(0, "b.jpg: is empty"))["reason"] == "b.jpg: is empty"
+    assert record(seen(INVALID))["event"] == "invalid"
+
+
+def test_json_lines_are_appended_to_what_the_file_holds(tmp_path: Path) -> None:
+    """Each line parses by itself; labels keep their letters."""
+    path = tmp_path / "seen.jsonl"
+    for label in ("Käfer", "猫"):
+        JsonLines(path).write([seen(label), seen(label)])
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line["label"] for line in lines] == ["Käfer", "Käfer", "猫", "猫"]
+
+
+def test_a_line_cut_short_by_a_full_disk_stays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next line begins on its own line, so that only one is unreadable."""
+    sink = JsonLines(tmp_path / "seen.jsonl")
+    write, full = os.write, [False]
+
+    def scarce(file: int, data: bytes) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        full[0] = True
+        return write(file, data[:10])
+
+    monkeypatch.setattr(os, "write", scarce)
+    with pytest.raises(OSError, match="No space"):
+        sink.write([seen()])
+    monkeypatch.undo()
+    sink.write([seen("dog")])
+    torn, whole = (tmp_path / "seen.jsonl").read_text().splitlines()
+    assert len(torn) == 10
+    assert json.loads(whole)["label"] == "dog"
+
+
+def test_a_json_lines_file_that_cannot_be_made_is_an_error_before_the_run(tmp_path: Path) -> None:
+    """A missing folder is named."""
+    with pytest.raises(StorageError, match="nowhere"):
+        JsonLines(tmp_path / "nowhere" / "seen.jsonl")
+
+
+def test_without_a_terminal_there_is_a_line_for_a_change_and_not_for_every_frame() -> None:
+    """Frames with the same answer within a second are silent; states and skipped frames are not."""
+    out = io.StringIO()
+    lines = Lines(out)
+    lines.write([SourceChanged(0, "cam", "live", ""), seen("cat", True), seen("cat"), seen("cat"), seen("dog", True)])
+    lines.write([Skipped(0, "b.jpg: is empty"), seen("dog")])
+    text = out.getvalue().splitlines()
+    assert [line.split()[1] for line in text] == ["cam:", "cat", "dog", "skipped:"]
+    assert "98.0%" in text[1]
+
+
+def test_without_a_terminal_a_steady_answer_is_repeated_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a log shows that the program lives."""
+    now = [100.0]
+    monkeypatch.setattr("edgeclf.runtime.sinks.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    lines = Lines(out)
+    for _ in range(35):
+        lines.write([seen("cat")])
+        now[0] += 0.1
+    assert len(out.getvalue().splitlines()) == 4
+
+
+def test_on_a_terminal_one_line_is_kept_up_to_date() -> None:
+    """Written over itself, at most ten times a second, and left at the end."""
+    out = io.StringIO()
+    lines = Lines(out, terminal=True)
+    for _ in range(50):
+        lines.write([seen("cat")])
+    lines.end()
+    assert out.getvalue().count("\r") == 1
+    assert out.getvalue().count("\n") == 1
+    assert out.getvalue().endswith("\n")
+
+
+def test_labels_cannot_write_control_characters_to_a_terminal() -> None:
+    """A label comes from a file that somebody else may have made."""
+    out = io.StringIO()
+    Lines(out).write([seen("\x1b[2Jcat\r\n", True)])
+    assert "\x1b" not in out.getvalue()
+    assert out.getvalue().count("\n") == 1
+
+
+class FakeGui:
+    """OpenCV's window functions: shows, and presses a key after some pictures."""
+
+    def __init__(self, key: int = -1, after: int = 1, visible: float = 1.0) -> None:
+        self.shown: list[object] = []
+        self.destroyed = 0
+        self._key, self._after, self._visible = key, after, visible
+
+    def imshow(self, title: str, image: object) -> None:
+        self.shown.append(threading.current_thread())
+
+    def waitKey(self, wait_ms: int) -> int:
+        time.sleep(wait_ms / 1000)
+        return self._key if len(self.shown) >= self._after else -1
+
+    def getWindowProperty(self, title: str, prop: int) -> float:
+        return self._visible
+
+    def destroyAllWindows(self) -> None:
+        self.destroyed += 1
+
+
+def play_in_window(gui: FakeGui, seconds: float = 5.0) -> tuple[bool, list[int]]:
+    """Run a loop that emits until the window asks it to end; whether it was asked, and how often."""
+    stop, asked = threading.Event(), [0]
+
+    def on_close() -> None:
+        asked[0] += 1
+        stop.set()
+
+    window = Window(on_close, gui)
+
+    def loop() -> bool:
+        limit = time.monotonic() + seconds
+        while not stop.wait(0.005) and time.monotonic() < limit:
+            window.emit(seen(), np.zeros((48, 64, 3), np.uint8))
+        return stop.is_set()
+
+    return window.host(loop), asked
+
+
+@pytest.mark.parametrize("gui", [FakeGui(ord("q"), 3), FakeGui(ESCAPE, 3), FakeGui(visible=0.0)])
+def test_q_escape_or_closing_the_window_ends_the_run(gui: FakeGui) -> None:
+    """Asked once; pictures are shown in the main thread, where OpenCV wants them, and the window goes."""
+    assert play_in_window(gui) == (True, [1])
+    assert set(gui.shown) == {threading.main_thread()}
+    assert gui.destroyed == 1
+
+
+def test_an_error_in_the_loop_closes_the_window_and_is_raised() -> None:
+    """The window does not hide what went wrong."""
+    gui = FakeGui()
+    window = Window(lambda: None, gui)
+
+    def fail() -> None:
+        window.emit(seen(), np.zeros((48, 64, 3), np.uint8))
+        time.sleep(0.2)
+        raise ConfigError("wrong")
+
+    with pytest.raises(ConfigError, match="wrong"):
+        window.host(fail)
+    assert gui.destroyed == 1
+
+
+def test_the_label_is_drawn_on_a_copy() -> None:
+    """Other sinks see the picture as it came; grey pictures and tiny ones can be drawn on too."""
+    for shape in ((480, 640, 3), (48, 64), (8, 8, 3)):
+        image = np.full(shape, 200, np.uint8)
+        drawn = labelled(seen("ünknöwn"), image)
+        assert (image == 200).all()
+        assert (drawn != 200).any()
+
+
+def test_a_window_without_a_display_is_refused_before_opencv_can_abort() -> None:
+    """With no display named, and with one named that does not answer (tried in a child process)."""
+    with pytest.raises(ConfigError, match="neither DISPLAY nor WAYLAND_DISPLAY"):
+        need_display({})
+    environment = {k: v for k, v in os.environ.items() if k != "WAYLAND_DISPLAY"}
+    with pytest.raises(ConfigError, match=r"cannot be opened|cannot open windows"):
+        need_display({**environment, "DISPLAY": ":987"})

@@ -1,0 +1,149 @@
+"""The frame of the program: help with examples, exit codes, errors in one line, the traceback only on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import Answer, Cli
+
+from edgeclf.cli import main
+from edgeclf.core import errors
+
+VERBS = ("quickstart", "train", "export", "report", "predict", "run", "evaluate", "bench", "inspect", "models", "devices")
+EXIT_CODES = {
+    "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,
+    "QualityError": 7, "StorageError": 8,
+}  # fmt: skip
+
+
+def test_every_verb_is_listed(cli_here: Cli) -> None:
+    """`edgeclf --help` names each verb, and there is none that the tests do not know."""
+    answer = cli_here("--help")
+    assert answer.code == 0
+    assert sorted(command.name or command.callback.__name__ for command in main.app.registered_commands) == sorted(VERBS)
+    assert all(f" {verb} " in answer.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_shows_an_example(verb: str, cli_here: Cli) -> None:
+    """An example that can be copied, and the same with -h."""
+    answer = cli_here(verb, "--help")
+    assert answer.code == 0
+    assert f"edgeclf {verb}" in answer.stdout.partition("xample")[2]
+    assert cli_here(verb, "-h").stdout == answer.stdout
+
+
+def test_no_arguments_show_the_help(cli_here: Cli) -> None:
+    """A bare `edgeclf` is a question, so it is answered; click's exit code for it is 2."""
+    answer = cli_here()
+    assert "Usage" in answer.text
+    assert answer.code == 2
+
+
+def test_the_version_is_that_of_the_installed_package(cli_here: Cli) -> None:
+    """`edgeclf --version` agrees with the package metadata."""
+    assert cli_here("--version") == Answer(0, f"edgeclf {version('edgeclf')}\n", "")
+
+
+def test_an_unknown_verb_or_option_is_a_usage_error(cli_here: Cli) -> None:
+    """Exit code 2, as for every option that cannot be used."""
+    for arguments in (("trian",), ("models", "--jsno"), ("predict",)):
+        answer = cli_here(*arguments)
+        assert answer.code == 2, arguments
+        assert "Traceback" not in answer.text
+
+
+def test_the_exit_codes_are_those_of_the_documented_table() -> None:
+    """Scripts depend on these numbers, so a change must be meant."""
+    tree = {c.__name__: c.exit_code for c in (errors.EdgeclfError, *errors.EdgeclfError.__subclasses__())}
+    assert tree == EXIT_CODES
+    drawn = dict(re.findall(r"(\w+)\s+(\d)  \S", errors.__doc__ or ""))
+    assert drawn == {name: str(code) for name, code in EXIT_CODES.items()}
+    assert (errors.EXIT_UNFORESEEN, errors.EXIT_INTERRUPTED) == (70, 130)
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let the verb `models` raise `error`."""
+
+    def models() -> None:
+        raise error
+
+    listing = next(c for c in main.app.registered_commands if c.callback and c.callback.__name__ == "models")
+    monkeypatch.setattr(listing, "callback", models)
+
+
+@pytest.mark.parametrize("name", EXIT_CODES)
+def test_a_foreseen_error_is_one_line_and_its_exit_code(name: str, cli_here: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line breaks inside a message are flattened; nothing goes to standard output."""
+    fail_with(monkeypatch, getattr(errors, name)("photos/x.jpg:\n  is empty"))
+    assert cli_here("models") == Answer(EXIT_CODES[name], "", "edgeclf: photos/x.jpg: is empty\n")
+
+
+def test_an_unforeseen_error_is_one_line_and_asks_for_debug(cli_here: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 70; the traceback is for those who ask."""
+    fail_with(monkeypatch, ZeroDivisionError("division by zero"))
+    answer = cli_here("models")
+    assert answer.code == errors.EXIT_UNFORESEEN
+    assert answer.stderr.count("\n") == 1
+    assert "ZeroDivisionError" in answer.stderr
+    assert "--debug" in answer.stderr
+
+
+def test_ctrl_c_exits_with_130(cli_here: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shells expect of an interrupted program."""
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert cli_here("models") == Answer(errors.EXIT_INTERRUPTED, "", "edgeclf: interrupted\n")
+
+
+def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
+    """The same failure with and without --debug, in a child process."""
+    absent = tmp_path / "absent.tflite"
+    short, long = cli("inspect", absent), cli("--debug", "inspect", absent)
+    assert short.code == 4 or short.code == 5
+    assert short.stderr.count("\n") == 1
+    assert "Traceback" in long.stderr
+    assert str(absent) in short.stderr
+    assert str(absent) in long.stderr
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--json")])
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...]) -> None:
+    """`edgeclf models | head -c 0`: exit code 0 and silence."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeclf", *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("verb", ["models", "devices"])
+def test_a_listing_is_json_on_demand(verb: str, cli_here: Cli) -> None:
+    """Every shipped recipe or device, by name, as one JSON document."""
+    answer = cli_here(verb, "--json")
+    listed = json.loads(answer.stdout)
+    assert {entry["name"] for entry in listed} >= ({"compact", "resnet8"} if verb == "models" else {"raspberry-pi-4"})
+
+
+def test_shell_completion_is_offered(cli_here: Cli) -> None:
+    """Typer's own completion is not switched off."""
+    assert "--install-completion" in cli_here("--help").stdout
+
+
+def test_help_loads_neither_numpy_nor_opencv_nor_tensorflow() -> None:
+    """What is not imported costs no time: a quarter of a second is the budget of `edgeclf --help`."""
+    code = (
+        "import sys; sys.argv = ['edgeclf', '--help']\nfrom edgeclf.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('LOADED', sorted({'numpy', 'cv2', 'ai_edge_litert', 'tensorflow', 'tf_keras'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED []"
