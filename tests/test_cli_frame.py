@@ -147,3 +147,17 @@ def test_help_loads_neither_numpy_nor_opencv_nor_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_an_opencv_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
+    """A board without libGL gets one line with the two ways out, not an ImportError."""
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    code = "import sys; sys.argv = ['edgeclf', 'predict', 'x.tflite', 'x.jpg']\nfrom edgeclf.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "apt-get install libgl1" in done.stderr
+    assert "opencv-python-headless" in done.stderr

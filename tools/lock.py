@@ -10,10 +10,11 @@ walked one by one, so a package that only some of them need gets a marker, and o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,6 +27,9 @@ HEADER = """\
 # {about}
 # Written by `make lock` (tools/lock.py) from an installed and tested environment; do not edit.
 """
+
+# The same code without windows, which `make` installs where the libraries of a desktop are missing.
+STAND_INS = {"opencv-python": "opencv-python-headless"}
 
 Environment = dict[str, str]
 
@@ -60,11 +64,16 @@ def closure(requirements: list[str], environment: Environment) -> dict[str, str]
     return versions
 
 
+def _found(name: str) -> Distribution:
+    """The installed package of that name, or its stand-in. Raises SystemExit when there is neither."""
+    for candidate in (name, STAND_INS.get(canonicalize_name(name), name)):
+        with contextlib.suppress(PackageNotFoundError):
+            return distribution(candidate)
+    raise SystemExit(f"lock: {name} is not installed here; run: make test")
+
+
 def _installed(wanted: Requirement) -> str:
-    try:
-        version = distribution(wanted.name).version
-    except PackageNotFoundError as error:
-        raise SystemExit(f"lock: {wanted.name} is not installed here; run: make test") from error
+    version = _found(wanted.name).version
     if not wanted.specifier.contains(version, prereleases=True):
         raise SystemExit(f"lock: {wanted.name} {version} is installed, but {wanted} is wanted")
     return version
@@ -73,7 +82,7 @@ def _installed(wanted: Requirement) -> str:
 def _needs(wanted: Requirement, environment: Environment) -> list[Requirement]:
     """What that package needs in `environment`, markers already applied."""
     needed = []
-    for text in distribution(wanted.name).requires or []:
+    for text in _found(wanted.name).requires or []:
         inner = Requirement(text)
         if inner.marker is None or any(inner.marker.evaluate({**environment, "extra": e}) for e in ("", *wanted.extras)):
             inner.marker = None

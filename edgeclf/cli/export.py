@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeclf.host.export import Exported
 
 
-class IoType(str, Enum):
+class IoType(StrEnum):
     """The choices of --io."""
 
     uint8 = "uint8"
@@ -25,7 +25,7 @@ class IoType(str, Enum):
 
 
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Run folder. [default: the newest finished one under runs/]")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder.", show_default="the newest finished one under runs/")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit weights and arithmetic; the default when no variant is named.")
     ] = False,
@@ -36,7 +36,7 @@ def export(
     io: Annotated[
         IoType, typer.Option(help="Input and output of the int8 file: uint8 (phones, cameras), int8 (microcontrollers), float32.")
     ] = IoType.uint8,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files. [default: the run folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="the run folder")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export a trained run to .tflite files, and measure what each lost against the full model.
@@ -80,15 +80,17 @@ def _row(exported: Exported) -> dict[str, Any]:
 
 
 def _print_table(done: list[Exported]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"on {done[0].drop.total} held-out pictures, against the full Keras model", title_justify="left")
+    pictures, full = done[0].drop.total, done[0].top1 + done[0].drop.drop
+    print(f"in {done[0].path.parent}, against the full model's {full:.2%} top-1 on {pictures} held-out pictures:")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", overflow="fold")
-    for column in ("size", "top-1", "drop in points (95% interval)", "same answer"):
-        table.add_column(column, justify="right")
+    for column in ("KiB", "top-1", "drop in points (95% interval)"):
+        table.add_column(column, justify="right", no_wrap=True)
     for e in done:
         interval = f"{e.drop.interval.low * 100:+.2f} to {e.drop.interval.high * 100:+.2f}"
-        cells = f"{e.file_bytes / 1024:.1f} KiB", f"{e.top1:.2%}", f"{e.drop.drop * 100:+.2f} ({interval})", f"{e.agreement:.2%}"
-        table.add_row(str(e.path), *cells)
+        table.add_row(e.path.name, f"{e.file_bytes / 1024:.1f}", f"{e.top1:.2%}", f"{e.drop.drop * 100:+.2f} ({interval})")
     Console().print(table)

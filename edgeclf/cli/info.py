@@ -1,6 +1,232 @@
-def inspect() -> None:
-    """Placeholder."""
-def models() -> None:
-    """Placeholder."""
-def devices() -> None:
-    """Placeholder."""
+"""Verbs that say what there is: inspect, models, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeclf.cli.common import print_json
+from edgeclf.core.errors import ConfigError, EdgeclfError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeclf.core.bundle import Bundle
+    from edgeclf.core.catalogue import Catalogue
+
+SAMPLE = 64  # pictures that are read to tell sizes
+MOST_LABELS = 10
+FEW = 4  # facts that fit one line
+
+
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE|DATA", help="A model file, or data as 'edgeclf train' takes it.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what is inside a model file or a data set.
+
+    Of a model: card, labels, tensors, precision as the tensors show it, size, checksum, and whether this machine computes
+    what was shipped. Of data: pictures of each class and split, and their sizes.
+
+    Example: edgeclf inspect runs/photos/photos-int8.tflite
+    """
+    found = _inspect_model(Path(what)) if _is_model(Path(what)) else _inspect_data(what)
+    if as_json:
+        print_json(found)
+    else:
+        _print_facts(found)
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """List the recipes that 'edgeclf train' knows by name.
+
+    Example: edgeclf models
+    """
+    from edgeclf.core import config
+    from edgeclf.core.recipe import load_recipe
+
+    recipes = [load_recipe(name) for name in config.names("models")]
+    if as_json:
+        keys = ("name", "description")
+        print_json(
+            [{**{k: getattr(r, k) for k in keys}, "image_size": r.image.size, "epochs": r.training.epochs} for r in recipes]
+        )
+        return
+    rows = [(r.name, f"{r.image.size} px", f"{r.training.epochs} epochs", r.description) for r in recipes]
+    _print_rows(("model", "input", "training", "description"), rows)
+
+
+def devices(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """List the boards that edgeclf has a profile of.
+
+    Example: edgeclf devices
+    """
+    from dataclasses import asdict
+
+    from edgeclf.core import config
+    from edgeclf.core.devices import load_device
+
+    profiles = [load_device(name) for name in config.names("devices")]
+    if as_json:
+        print_json([asdict(p) for p in profiles])
+        return
+    rows = [
+        (p.name, p.cpu, f"{p.cores} cores", f"{p.memory_mb} MB", "yes" if p.dot_product else "no", f"{p.budget.latency_ms:g} ms")
+        for p in profiles
+    ]
+    _print_rows(("device", "CPU", "cores", "memory", "int8 dot product", "budget"), rows)
+
+
+def _is_model(path: Path) -> bool:
+    """By its name, or by the identifier that TFLite files begin with."""
+    if path.suffix.lower() in (".tflite", ".onnx"):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"TFL3"
+
+
+def _inspect_model(path: Path) -> dict[str, Any]:
+    from edgeclf.runtime.classifier import read_file
+    from edgeclf.runtime.latency import file_size
+
+    bundle = read_file(path)
+    size = file_size(path)
+    facts: dict[str, Any] = {"file": str(path), "file_bytes": size.file_bytes, "gzip_bytes": size.gzip_bytes}
+    if path.suffix.lower() != ".onnx":
+        facts |= _structure_facts(bundle)
+    return facts | _card_facts(bundle) | _trial(bundle)
+
+
+def _structure_facts(bundle: Bundle) -> dict[str, Any]:
+    from collections import Counter
+
+    from edgeclf.core.tflite import scheme
+    from edgeclf.runtime.engine import multiply_adds
+
+    model = bundle.structure
+    return {
+        "precision": scheme(model),
+        "input": _tensor_facts(model.input),
+        "output": _tensor_facts(model.output),
+        "operators": dict(Counter(op.name for op in model.operators).most_common()),
+        "multiply_adds": multiply_adds(model),
+        "constant_bytes": sum(tensor.buffer_bytes for tensor in model.tensors),
+    }
+
+
+def _tensor_facts(tensor: Any) -> dict[str, Any]:
+    scale, zero = (tensor.scales[0], tensor.zero_points[0]) if tensor.scales else (None, None)
+    return {"shape": list(tensor.shape), "type": tensor.type, "scale": scale, "zero_point": zero}
+
+
+def _card_facts(bundle: Bundle) -> dict[str, Any]:
+    """The card, whose checksum has been compared when the file was read; or that there is none."""
+    import json
+
+    if bundle.card is None:
+        return {"card": None, "labels": list(bundle.labels)}
+    card = json.loads(bundle.card.to_json())
+    del card["self_test"]
+    return {"sha256": "matches the card", "labels": card.pop("labels"), "card": card}
+
+
+def _trial(bundle: Bundle) -> dict[str, Any]:
+    """Whether it runs here, and whether it computes what was shipped."""
+    from dataclasses import asdict
+
+    from edgeclf.runtime.classifier import from_bundle
+    from edgeclf.runtime.selftest import self_test
+
+    try:
+        normalize = None if bundle.card else (128.0, 128.0)  # only to see that it computes
+        classifier = from_bundle(bundle, 1, normalize=normalize)
+    except EdgeclfError as error:
+        return {"runs_here": False, "reason": str(error)}
+    result = self_test(classifier.engine, classifier.card)
+    return {"runs_here": True, "runtime": classifier.engine.runtime, "self_test": asdict(result) if result else None}
+
+
+def _inspect_data(data: str) -> dict[str, Any]:
+    import numpy as np
+
+    from edgeclf.core.catalogue import SPLITS, UNSPLIT
+    from edgeclf.host.data import open_catalogue
+
+    if (Path(data) / "recipe.toml").is_file():
+        raise ConfigError(f"{data}: is a run folder; inspect one of its files, such as {data.rstrip('/')}/NAME-int8.tflite")
+    catalogue = open_catalogue(data)
+    parts = [*((name, i) for i, name in enumerate(SPLITS)), ("unsplit", UNSPLIT)]
+    counts = {
+        name: np.bincount(catalogue.classes[catalogue.folders == i], minlength=len(catalogue.labels)).tolist()
+        for name, i in parts
+        if (catalogue.folders == i).any()
+    }
+    total = np.bincount(catalogue.classes, minlength=len(catalogue.labels))
+    return {
+        "data": data,
+        "kind": catalogue.kind,
+        "pictures": len(catalogue),
+        "classes": {label: {name: column[i] for name, column in counts.items()} for i, label in enumerate(catalogue.labels)},
+        "imbalance": round(float(total.max() / total.min()), 2),
+        "fingerprint": catalogue.fingerprint,
+        **_sample(catalogue),
+    }
+
+
+def _sample(catalogue: Catalogue) -> dict[str, Any]:
+    """Sizes of a few pictures, evenly spread."""
+    import numpy as np
+
+    from edgeclf.core.catalogue import reader
+    from edgeclf.core.errors import DataError
+
+    read, sizes, broken = reader(catalogue), [], []
+    chosen = np.unique(np.linspace(0, len(catalogue) - 1, SAMPLE).round().astype(int)).tolist()
+    for i in chosen:
+        try:
+            sizes.append(read(i).shape[1::-1])
+        except DataError as error:
+            broken.append(str(error))
+    widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
+    return {
+        "sampled": len(chosen),
+        "width": [min(widths), max(widths)] if sizes else None,
+        "height": [min(heights), max(heights)] if sizes else None,
+        "unreadable_in_sample": broken,
+    }
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """One fact a line; tables are indented, long lists cut."""
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        if isinstance(value, dict) and 0 < len(value) <= FEW and not any(isinstance(v, dict) for v in value.values()):
+            print(f"{indent}{key:<{width}}  " + "  ".join(f"{k} {_text(v)}" for k, v in value.items()))
+        elif isinstance(value, dict) and value:
+            print(f"{indent}{key}")
+            _print_facts(value, indent + "  ")
+        else:
+            print(f"{indent}{key:<{width}}  {_text(value)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        rest = f" and {len(value) - MOST_LABELS} more" if len(value) > MOST_LABELS else ""
+        return (", ".join(map(str, value[:MOST_LABELS])) or "none") + rest
+    if value in (None, {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

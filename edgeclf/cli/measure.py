@@ -46,7 +46,9 @@ def predict(
     file: File,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of them.", show_default=False)],
     top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 3,
-    threads: Annotated[int | None, typer.Option(help="Threads of the interpreter. [default: its own choice]", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the interpreter.", min=1, show_default="what suits the net")
+    ] = None,
     labels: Labels = None,
     normalize: Normalize = None,
     as_json: Json = False,
@@ -77,7 +79,7 @@ def evaluate(
         typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.", show_default=False),
     ],
     limit: Annotated[int | None, typer.Option(help="Take only so many pictures, evenly spread.", min=1)] = None,
-    workers: Annotated[int | None, typer.Option(help="Pictures answered at once. [default: one a core]", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Pictures answered at once.", min=1, show_default="one a core")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the interpreter in each worker.", min=1)] = 1,
     labels: Labels = None,
     normalize: Normalize = None,
@@ -248,9 +250,7 @@ def _print_bench(found: Bench) -> None:
     for timing in found.timings:
         table.add_row(str(timing.threads), *_milliseconds(timing.invoke), *_milliseconds(timing.frame))
     _console().print(table)
-    print(
-        f"cold start: {cold.imports_ms:.0f} ms to import, {cold.load_ms:.0f} ms to load, {cold.first_ms:.1f} ms for the first frame"
-    )
+    print(f"cold start: {cold.imports_ms:.0f} ms to import, {cold.load_ms:.0f} ms to load, {cold.first_ms:.1f} ms for a frame")
     print(
         f"peak memory {cold.peak_bytes / 2**20:.0f} MB, of which {cold.imports_bytes / 2**20:.0f} MB before the file was opened"
     )

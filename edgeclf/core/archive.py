@@ -28,9 +28,18 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
 def folder_entries(top: Path) -> Iterator[Entry]:
-    """Pictures and folders below `top`; hidden ones and links out of it are passed over."""
-    for folder, subfolders, files in os.walk(top):
-        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+    """Pictures and folders below `top`; hidden ones are passed over.
+
+    Links are followed, since data sets are often made of them; a folder that was visited is not entered again.
+    """
+    visited: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(top, followlinks=True):
+        here = Path(folder).stat()
+        if (here.st_dev, here.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((here.st_dev, here.st_ino))
+        subfolders[:] = sorted(d for d in subfolders if not hidden(d))
         relative = Path(folder).relative_to(top)
         if relative.parts:
             yield relative.as_posix() + "/", 0, 0, 0, 0, 0
@@ -38,7 +47,10 @@ def folder_entries(top: Path) -> Iterator[Entry]:
             path = Path(folder, name)
             if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
                 continue
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError as error:
+                raise DataError(f"{path}: is a link to nowhere; remove it or restore what it leads to") from error
             if stat.S_ISREG(status.st_mode):
                 yield (relative / name).as_posix(), status.st_size, status.st_mtime_ns, 0, 0, 0
 
@@ -111,6 +123,7 @@ def _central_entry(path: Path, file: IO[bytes]) -> Entry:
     crc, stored, size, name_bytes, extra_bytes, comment_bytes = struct.unpack_from("<IIIHHH", header, 16)
     offset = struct.unpack_from("<I", header, 42)[0]
     name = file.read(name_bytes).decode("utf-8" if flags & 0x800 else "cp437", "replace")
+    name = name.replace("\\", "/")  # some Windows programs write those
     extra = file.read(extra_bytes)
     file.seek(comment_bytes, os.SEEK_CUR)
     if _FULL32 in (size, stored, offset):

@@ -30,6 +30,7 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
 }  # fmt: skip
 UNSPLIT = -1
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,12 +261,26 @@ def _scan_npz(path: Path) -> Catalogue:
     missing = [f"{letter}{s}" for s in suffixes for letter in "xy" if letter + s not in arrays]
     if not suffixes or missing:
         raise DataError(f"{path}: expected the arrays x and y, or x_train, y_train, x_test, y_test; found: {', '.join(arrays)}")
-    x = np.concatenate([arrays[f"x{s}"] for s in suffixes])
-    y = np.concatenate([arrays[f"y{s}"].reshape(-1) for s in suffixes])
+    try:
+        x = np.concatenate([arrays[f"x{s}"] for s in suffixes])
+        y = np.concatenate([arrays[f"y{s}"].reshape(-1) for s in suffixes])
+    except ValueError as error:
+        raise DataError(f"{path}: the arrays of its parts do not fit together: {error}") from error
     folders = np.concatenate([np.full(len(arrays[f"x{s}"]), SPLITS.index(s[1:]) if s else UNSPLIT, np.int8) for s in suffixes])
-    known = arrays.get("labels")
-    labels = tuple(map(str, known)) if known is not None else tuple(str(i) for i in range(int(y.max(initial=0)) + 1))
+    labels, y = _npz_labels(path, y, arrays.get("labels"))
     return from_arrays(path, x, y, labels, folders)
+
+
+def _npz_labels(path: Path, y: npt.NDArray[Any], known: npt.NDArray[Any] | None) -> tuple[tuple[str, ...], npt.NDArray[Any]]:
+    """(labels, class indices): from the array `labels`, from names in y, or numbers from 0 to the largest in y."""
+    if known is not None:
+        return tuple(map(str, known.reshape(-1))), y
+    if y.dtype.kind in "US":
+        found, indices = np.unique(y, return_inverse=True)
+        return tuple(map(str, found)), indices
+    if not np.issubdtype(y.dtype, np.integer) or y.max(initial=0) >= MAX_CLASSES:
+        raise DataError(f"{path}: y must hold class names, or whole numbers from 0 to {MAX_CLASSES - 1}; it is {y.dtype}")
+    return tuple(str(i) for i in range(int(y.max(initial=0)) + 1)), y
 
 
 def _bgr(picture: Pixels) -> Pixels:

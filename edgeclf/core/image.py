@@ -7,7 +7,9 @@ input quantisation is exactly that. Every step gives the same bytes on x86 and o
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,9 +21,15 @@ import numpy.typing as npt
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
-import cv2  # reads the two variables above when it is imported
+from edgeclf.core.errors import ConfigError, DataError, MissingExtra
 
-from edgeclf.core.errors import ConfigError, DataError
+try:
+    import cv2  # reads the two variables above when it is imported
+except ImportError as error:  # its build with windows links against libraries that a bare system lacks
+    raise MissingExtra(
+        f"OpenCV cannot be loaded ({error}); install what it links to: apt-get install libgl1 libglib2.0-0; "
+        "or take the build without windows: pip uninstall opencv-python, then pip install opencv-python-headless"
+    ) from error
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Fit = Literal["stretch", "crop", "pad"]
@@ -29,6 +37,8 @@ Colour = Literal["rgb", "bgr", "grey"]
 
 MEAN = STD = 128.0
 MAX_ENCODED_BYTES = 256 << 20
+# In entropy-coded data FF is followed by 00 or a restart marker; anything else begins a segment.
+_MARKER, _END_OF_IMAGE, _MARKERS_ALONE = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"), 0xD9, frozenset((0x01, 0xD8))
 PAD_VALUE = 128  # the pixel that the network sees as 0
 EXTENSIONS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -60,8 +70,8 @@ class ImageSpec:
             raise ConfigError(f"fit {self.fit!r}: expected one of: {', '.join(get_args(Fit))}")
         if self.colour not in get_args(Colour):
             raise ConfigError(f"colour {self.colour!r}: expected one of: {', '.join(get_args(Colour))}")
-        if not self.std > 0:
-            raise ConfigError(f"std {self.std}: must be above 0")
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ConfigError(f"mean {self.mean}, std {self.std}: must be finite, and std above 0")
 
     @property
     def channels(self) -> int:
@@ -192,8 +202,20 @@ def _pad(image: Pixels, width: int, height: int) -> Pixels:
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
-    """True when no end-of-image marker follows the last start-of-scan (entropy-coded data cannot contain either)."""
-    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    """True when a JPEG has no end-of-image marker of its own; one in an embedded preview does not count.
+
+    Segments are walked, since phones append films to pictures, in which any bytes occur.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] == b"\xff\xd9":
+        return False
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, at = found.group()[1], found.end()
+        if marker == _END_OF_IMAGE:
+            return False
+        if marker not in _MARKERS_ALONE:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return True
 
 
 def _may_have_alpha(data: bytes) -> bool:

@@ -19,7 +19,8 @@ PREDICT_BATCH = 500
 def answering(model: Any) -> Callable[[Pixels], Any]:
     """The Keras model as one compiled function: uint8 (pictures, …), prepared → float32 logits (pictures, classes)."""
     tf = tensorflow()
-    call = tf.function(lambda x: model(normalise(x), training=False))
+    pixels = tf.TensorSpec(model.input_shape, tf.uint8)  # one trace for batches of any size
+    call = tf.function(lambda x: model(normalise(x), training=False), input_signature=[pixels], autograph=False)
     return lambda pictures: call(tf.constant(pictures)).numpy()
 
 

@@ -90,10 +90,10 @@ def read_history(history_csv: Path) -> History:
 
 
 def training_curves(history_csv: Path, out_png: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs into `out_png`, written whole.
+    """Draw accuracy and loss over the epochs into `out_png`, written whole.
 
-    `history_csv` has the columns epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, seconds; columns that are
-    missing or empty are left out. Raises DataError for a file without history.
+    `history_csv` has the columns epoch, loss, accuracy, val_loss, val_accuracy and others; of the four drawn, those
+    that are missing or empty are left out. Raises DataError for a file without history.
     """
     history = read_history(history_csv)
     with _styled():

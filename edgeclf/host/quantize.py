@@ -124,18 +124,18 @@ class _Runner:
     def __init__(self, float32: bytes, structure: TfliteModel, watched: list[int]) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        with quiet(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # It warns that keeping every tensor costs memory, which is what is wanted here, within `ACTIVATION_BYTES`.
             warnings.simplefilter("ignore")
             self.interpreter = Interpreter(model_content=float32, num_threads=_threads(), experimental_preserve_all_tensors=True)
-        self.input, self.watched = structure.inputs[0], watched
+        self.input, self.watched, self.size = structure.inputs[0], watched, 0
 
     def extremes(self, pictures: Pixels) -> Extremes:
         """(tensors, 2, pictures): lowest and highest value of each watched tensor in each picture."""
-        if self.interpreter.get_input_details()[0]["shape"][0] != len(pictures):
+        if self.size != len(pictures):
             self.interpreter.resize_tensor_input(self.input, pictures.shape)
-            with quiet():
-                self.interpreter.allocate_tensors()
+            self.interpreter.allocate_tensors()
+            self.size = len(pictures)
         self.interpreter.set_tensor(self.input, (pictures.astype(np.float32) - MEAN) / STD)
         self.interpreter.invoke()
         return np.stack([_extremes(self.interpreter.get_tensor(i), len(pictures)) for i in self.watched])

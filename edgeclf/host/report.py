@@ -97,7 +97,10 @@ def make_report(
 
 
 def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unusable]]:
-    """Open every exported file, the largest first; a damaged one is listed with its reason. Raises ConfigError, ModelError."""
+    """Open every exported file, float32 first, then the largest; a damaged one is listed with its reason.
+
+    Raises ConfigError when nothing was exported, ModelError when no file opens.
+    """
     paths = run.exports()
     if not paths:
         raise ConfigError(f"{run.folder}: nothing exported yet; first: edgeclf export {run.folder} --all")
@@ -109,7 +112,7 @@ def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unu
             unusable.append(Unusable(path.name, str(error).removeprefix(f"{path}: ")))
     if not entrants:
         raise ModelError(f"{run.folder}: no exported file can be measured; the first: {unusable[0].file}: {unusable[0].reason}")
-    return sorted(entrants, key=lambda e: -e.size.file_bytes), unusable
+    return sorted(entrants, key=lambda e: (e.name != FLOAT32, -e.size.file_bytes)), unusable
 
 
 def measure(
@@ -137,7 +140,8 @@ def measure(
     return Comparison(
         run=run.name, recipe=run.recipe.name, data=Path(run.data).name, fingerprint=dataset.catalogue.fingerprint,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), parameters=int(model.count_params()),
-        labels=dataset.labels, names=tuple(dataset.catalogue.names[i] for i in test), machine=machine, versions=_versions(entrants),
+        labels=dataset.labels, names=tuple(dataset.catalogue.names[i] for i in test),
+        machine=machine, versions=_versions(entrants),
         full=full, variants=variants, unusable=tuple(unusable),
         verdict=recommend(variants, unusable, _warnings(machine)),
     )  # fmt: skip
@@ -219,8 +223,11 @@ def _single_calls(models: dict[str, Infer], picture: Pixels) -> dict[str, Callab
 
 
 def _history(run: Run) -> History | None:
-    path = run.folder / HISTORY
-    return read_history(path) if path.is_file() else None
+    """The training history; None when it is missing or damaged, which costs the report one figure and no more."""
+    try:
+        return read_history(run.folder / HISTORY)
+    except DataError:
+        return None
 
 
 def _warnings(machine: Machine) -> tuple[str, ...]:
@@ -236,11 +243,9 @@ def _warnings(machine: Machine) -> tuple[str, ...]:
 def _tensorflow_names() -> tuple[str, str]:
     """Runtime and threads of the full model, in words."""
     tf = tensorflow()
-    threads = tf.config.threading.get_intra_op_parallelism_threads()
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    return f"TensorFlow {tf.__version__}, tf.function" + (f", {gpus} GPU" if gpus else ""), str(
-        threads or f"all of {os.cpu_count()}"
-    )
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or f"all of {cores()}"
+    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return f"TensorFlow {tf.__version__}, tf.function on {device}", str(threads)
 
 
 def _versions(entrants: list[Entrant]) -> dict[str, str]:

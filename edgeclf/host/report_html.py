@@ -81,10 +81,8 @@ def render_markdown(comparison: Comparison) -> str:
     c = comparison
     lines = [f"# {_md(c.run)}: what compression cost", "", f"**{_md(c.verdict.sentence)}**", ""]
     lines += [f"- {_md(remark)}" for remark in c.verdict.remarks] + [""] * bool(c.verdict.remarks)
-    lines += [
-        f"{c.pictures:,} test pictures of {_md(c.data)}, {len(c.labels)} classes; measured on {_md(_machine(c)['processor'])}; {c.created}.",
-        "",
-    ]
+    where = f"measured on {_md(_machine(c)['processor'])}; {c.created}."
+    lines += [f"{c.pictures:,} test pictures of {_md(c.data)}, {len(c.labels)} classes; {where}", ""]
     titles = {
         "glance": "At a glance",
         "accuracy": "Accuracy",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeclf.core.card import ModelCard
-from edgeclf.core.errors import ConfigError
+from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.recipe import Recipe, read_recipe
 
 RUNS = Path("runs")
@@ -24,7 +25,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name
 
     @property
     def data(self) -> str:
@@ -40,10 +41,18 @@ class Run:
         return sorted(self.folder.glob(f"{self.name}-*.tflite"))
 
     def model(self) -> Any:
-        """The trained float `tf_keras.Model`: float32 (pictures, height, width, channels) of (pixel - 128) / 128 → logits."""
+        """The trained float `tf_keras.Model`: float32 (pictures, height, width, channels) of (pixel - 128) / 128 → logits.
+
+        Raises ModelError when the file is missing or damaged.
+        """
         from edgeclf.host.keras import keras
 
-        return keras().models.load_model(self.folder / MODEL, compile=False, safe_mode=True)
+        path = self.folder / MODEL
+        try:
+            return keras().models.load_model(path, compile=False, safe_mode=True)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"
+            raise ModelError(f"{path}: {reason}; copy the run again, or train again") from error
 
 
 def open_run(folder: Path | None = None) -> Run:

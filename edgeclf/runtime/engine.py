@@ -188,7 +188,8 @@ def input_table(tensor: Tensor, image: ImageSpec) -> npt.NDArray[Any]:
     if not tensor.scales or tensor.scales[0] <= 0:
         return (pixels - (128 if tensor.type == "int8" else 0)).astype(kind)
     stored = np.rint(real.astype(np.float64) / tensor.scales[0]) + tensor.zero_points[0]
-    return np.clip(stored, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    table: npt.NDArray[Any] = np.clip(stored, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    return table
 
 
 def _is_identity(table: npt.NDArray[Any]) -> bool:

@@ -266,5 +266,6 @@ def describe(event: Event) -> str:
     else:
         answer = event.decision
         shown = f"{answer.label:<16} {answer.score:6.1%}"
-        text = f"{clock}  {shown}  {event.fps:6.1f} fps  age {event.age_ms:6.1f} ms  {event.name}"
+        rate = f"{event.fps:6.1f}" if event.fps else "     -"
+        text = f"{clock}  {shown}  {rate} fps  age {event.age_ms:6.1f} ms  {event.name}"
     return "".join(c if c.isprintable() else "?" for c in text).rstrip()

@@ -67,9 +67,9 @@ def test_a_video_is_classified_frame_by_frame(cli: Any, model: Path, video: Path
     assert "40 frames" in answer.stderr
 
 
-def test_the_summary_as_json_counts_everything(cli: Any, model: Path, folder: Path) -> None:
+def test_the_summary_as_json_counts_everything(cli_here: Any, model: Path, folder: Path) -> None:
     """One JSON document and nothing else; the two broken pictures are skipped, the others counted."""
-    answer = cli("run", model, "-s", folder, "--json")
+    answer = cli_here("run", model, "-s", folder, "--json")
     summary = json.loads(answer.stdout)
     assert answer.code == 0
     assert (summary["frames"], summary["skipped"], summary["ended"]) == (8, 2, "end of source")
@@ -77,35 +77,35 @@ def test_the_summary_as_json_counts_everything(cli: Any, model: Path, folder: Pa
     assert summary["classify"]["runs"] == 8
 
 
-def test_plain_lines_name_each_change_and_each_skipped_picture(cli: Any, model: Path, folder: Path) -> None:
+def test_plain_lines_name_each_change_and_each_skipped_picture(cli_here: Any, model: Path, folder: Path) -> None:
     """Without a terminal: a line when the answer changes, none of it JSON."""
-    answer = cli("run", model, "-s", folder)
+    answer = cli_here("run", model, "-s", folder)
     assert answer.code == 0
     assert "truncated.jpg: the JPEG is cut short" in answer.stdout
     assert "yellow bars" in answer.stdout
     assert answer.stdout.count("\n") < 14
 
 
-def test_a_video_in_real_time_takes_its_own_time(cli: Any, model: Path, video: Path) -> None:
+def test_a_video_in_real_time_takes_its_own_time(cli_here: Any, model: Path, video: Path) -> None:
     """Forty frames at 20 a second take two seconds, and none is older than an interval."""
-    summary = json.loads(cli("run", model, "-s", video, "--realtime", "--json").stdout)
+    summary = json.loads(cli_here("run", model, "-s", video, "--realtime", "--json").stdout)
     assert 1.7 < summary["seconds"] < 4
     assert summary["frames"] + summary["dropped"] == 40
     assert summary["age"]["p50_ms"] < 50
 
 
-def test_limits_end_a_live_run(cli: Any, model: Path) -> None:
+def test_limits_end_a_live_run(cli_here: Any, model: Path) -> None:
     """`--max-frames` and `--seconds` end with code 0."""
-    summary = json.loads(cli("run", model, "-s", "synthetic", "--fps", 200, "--max-frames", 12, "--json").stdout)
+    summary = json.loads(cli_here("run", model, "-s", "synthetic", "--fps", 200, "--max-frames", 12, "--json").stdout)
     assert (summary["frames"], summary["ended"]) == (12, "frame limit")
-    answer = cli("run", model, "-s", "synthetic", "--seconds", 0.5, "--json")
+    answer = cli_here("run", model, "-s", "synthetic", "--seconds", 0.5, "--json")
     assert json.loads(answer.stdout)["ended"] == "time limit"
     assert answer.code == 0
 
 
-def test_a_threshold_gives_unknown(cli: Any, model: Path, folder: Path) -> None:
+def test_a_threshold_gives_unknown(cli_here: Any, model: Path, folder: Path) -> None:
     """Above every score, nothing is known."""
-    summary = json.loads(cli("run", model, "-s", folder, "--threshold", 1, "--json").stdout)
+    summary = json.loads(cli_here("run", model, "-s", folder, "--threshold", 1, "--json").stdout)
     assert summary["labels"] == {"unknown": 8}
 
 
@@ -167,26 +167,30 @@ def test_a_reader_that_stops_reading_does_not_stop_the_classifying(model: Path) 
         (["-s", "synthetic", "--smooth", "2"], 2, "smooth"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_a_code(cli: Any, model: Path, arguments: list[str], code: int, message: str) -> None:
+def test_what_cannot_work_is_one_line_and_a_code(
+    cli_here: Any, model: Path, arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was wrong and where; no traceback."""
-    answer = cli("run", model, *arguments, env={"DISPLAY": "", "WAYLAND_DISPLAY": ""})
+    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(display, raising=False)
+    answer = cli_here("run", model, *arguments)
     assert answer.code == code
     assert message in answer.text
     assert "Traceback" not in answer.text
 
 
-def test_a_corrupt_video_is_refused(cli: Any, model: Path, tmp_path: Path) -> None:
+def test_a_corrupt_video_is_refused(cli_here: Any, model: Path, tmp_path: Path) -> None:
     """A file that is no video ends with the code of a source."""
     (tmp_path / "v.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(2000))
-    answer = cli("run", model, "-s", tmp_path / "v.mp4")
+    answer = cli_here("run", model, "-s", tmp_path / "v.mp4")
     assert answer.code == 3
     assert "cannot read this as a video" in answer.stderr
 
 
-def test_a_video_that_was_cut_short_is_classified_as_far_as_it_goes(cli: Any, model: Path, video: Path) -> None:
+def test_a_video_that_was_cut_short_is_classified_as_far_as_it_goes(cli_here: Any, model: Path, video: Path) -> None:
     """With a warning that names what is missing."""
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 2 // 3])
-    answer = cli("run", model, "-s", video, "--json")
+    answer = cli_here("run", model, "-s", video, "--json")
     assert answer.code == 0
     assert 10 < json.loads(answer.stdout)["frames"] < 40
     assert "of 40 frames; the file seems to be cut short" in answer.stderr

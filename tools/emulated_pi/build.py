@@ -4,7 +4,7 @@
 
 Needs `qemu-user` (a dynamic build, 7.2 to 8.2: newer ones changed the plugin interface), `mmdebstrap`, a C compiler, and
 this Python's pip. DIR then holds `pi4` and `pi5` (Debian files with a /proc and a /sys that look like that board), `site`
-(the wheels that locks/base.lock pins, for aarch64) and `counter.so` (the instruction counter). Nothing is run as root and
+(what locks/base.lock pins, for aarch64) and `counter.so` (the instruction counter). Nothing is run as root and
 nothing outside DIR is changed.
 """
 
@@ -128,12 +128,15 @@ def _processor(core: int, board: Board) -> str:
 
 
 def install_wheels(site: Path, python: str) -> None:
-    """The wheels of locks/base.lock for aarch64, unpacked by the host's pip."""
+    """The wheels of locks/base.lock for aarch64, unpacked by the host's pip; OpenCV without windows, for there is no display."""
+    site.mkdir()
+    wanted = site / "requirements.txt"
+    wanted.write_text(LOCK.read_text(encoding="utf-8").replace("opencv-python==", "opencv-python-headless=="), encoding="utf-8")
     platforms = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in GLIBC_MINORS)]
     _run(
         sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(site),
         "--no-deps", "--no-compile", "--only-binary=:all:", "--implementation", "cp", "--python-version", python,
-        *(f"--platform={p}" for p in platforms), "-r", str(LOCK),
+        *(f"--platform={p}" for p in platforms), "-r", str(wanted),
     )  # fmt: skip
 
 

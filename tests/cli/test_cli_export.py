@@ -1,0 +1,97 @@
+"""The verb export: what it prints, where, and with which exit code."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edgeclf.cli import common
+from edgeclf.core.bundle import read_bundle
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs the train extra")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with `runs/colours`, trained in seconds."""
+    from edgeclf.core.recipe import load_recipe, override
+    from edgeclf.host import train as training
+
+    top, random = tmp_path_factory.mktemp("cli-export"), np.random.RandomState(0)
+    x, y = random.randint(0, 120, (200, 8, 8, 3)).astype(np.uint8), np.arange(200) % 2
+    x[np.arange(200), :, :, 2 * y] += 100
+    np.savez(top / "colours.npz", x=x, y=y, labels=np.array(["red", "blue"]))
+    recipe = override(load_recipe("compact-digits"), image__size=8, training__epochs=2, training__batch_size=16)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [8, 16]}))
+    training.train(training.start(recipe, str(top / "colours.npz"), top / "runs" / "colours"))
+    return top
+
+
+def test_export_alone_makes_an_int8_file_of_the_newest_run_and_says_so(trained, cli_here):
+    """The table is the answer on standard output; what was assumed stands on standard error."""
+    answer = cli_here("export", cwd=trained)
+    assert answer.code == 0, answer.text
+    assert "colours-int8.tflite" in answer.stdout
+    assert "95% interval" in answer.stdout
+    assert "runs/colours" in answer.stderr
+    assert "--int8" in answer.stderr
+    assert read_bundle(trained / "runs/colours/colours-int8.tflite").card.io == "uint8"
+
+
+def test_all_with_json_gives_four_files_as_a_machine_reads_them(trained, cli_here, tmp_path):
+    """Fractions, paths and intervals; the files lie in --out."""
+    answer = cli_here("export", "runs/colours", "--all", "--io", "int8", "--out", tmp_path, "--json", cwd=trained)
+    found = json.loads(answer.stdout)["files"]
+    assert [f["variant"] for f in found] == ["float32", "float16", "dynamic-w8", "int8"]
+    assert all((tmp_path / f"colours-{f['variant']}.tflite").stat().st_size == f["file_bytes"] for f in found)
+    assert all(f["drop"]["interval"]["low"] <= f["drop"]["drop"] <= f["drop"]["interval"]["high"] for f in found)
+    assert found[3]["io"] == "int8"
+
+
+def test_nothing_but_the_answer_reaches_the_terminal(trained, cli, tmp_path):
+    """As a child process: TensorFlow, the converter and the quantiser stay silent."""
+    answer = cli("export", "runs/colours", "--int8", "--out", tmp_path, cwd=trained)
+    assert answer.code == 0, answer.text
+    assert answer.stderr == ""
+
+
+def test_wrong_network_exits_with_7_in_one_line_and_leaves_no_file(trained, cli_here, tmp_path):
+    """A constant network: the reason and no traceback."""
+    from edgeclf.host.run import MODEL, open_run
+
+    shutil.copytree(trained / "runs" / "colours", tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite"))
+    model = open_run(tmp_path / "colours").model()
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    model.save(tmp_path / "colours" / MODEL, save_format="keras")
+    answer = cli_here("export", tmp_path / "colours", "--int8")
+    assert answer.code == 7
+    assert answer.stderr.startswith("edgeclf: ")
+    assert answer.stderr.count("\n") == 1
+    assert "constant" in answer.stderr
+    assert not list(tmp_path.rglob("*.tflite"))
+
+
+def test_missing_run_and_misplaced_io_exit_with_2(trained, cli_here, tmp_path):
+    """One line each that says what to do."""
+    assert "no finished run" in cli_here("export", cwd=tmp_path).stderr
+    answer = cli_here("export", "--float16", "--io", "int8", cwd=trained)
+    assert answer.code == 2
+    assert "add --int8" in answer.stderr
+
+
+def test_base_install_says_which_extra_to_install(cli_here, monkeypatch):
+    """Exit code 6 and the command."""
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda package: None)
+    answer = cli_here("export", "--int8")
+    assert answer.code == 6
+    assert "pip install 'edgeclf[train]'" in answer.stderr
+
+
+def test_help_shows_an_example(cli_here):
+    """And what the two defaults are."""
+    answer = cli_here("export", "--help")
+    assert "Example: edgeclf export" in answer.stdout
+    assert "newest finished" in answer.stdout

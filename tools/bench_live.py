@@ -1,0 +1,153 @@
+"""Measure the live loop on this machine: what it costs beside the bare `invoke`, frame age, and memory over many frames.
+
+    python tools/bench_live.py FILE [--frames 2000] [--soak 200000] [--out FILE.json]
+
+`loop`: the same 640x480 frames from memory go through `Live` with JSON lines on, and through the bare interpreter on one
+prepared picture; both in this run, in turns. `age`: a synthetic camera at 30 frames a second and a model made slower than
+that. `soak`: frames as fast as they come, resident memory before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeclf.core.devices import CameraSection
+from edgeclf.core.files import write_json
+from edgeclf.core.image import Pixels, prepare
+from edgeclf.runtime.camera import Picture, Source, find_source
+from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.live import Limits, Live
+from edgeclf.runtime.sinks import Background, JsonLines
+
+SIZE = (480, 640, 3)
+DISTINCT = 16
+ROUNDS = 5
+SLOW_S = 0.1
+
+
+class Memory:
+    """A reader of frames that are already in memory, so that no decoding is measured."""
+
+    note, interval_s = "", 0.0
+
+    def __init__(self, count: int) -> None:
+        random = np.random.RandomState(0)
+        self._frames = [random.randint(0, 256, SIZE).astype(np.uint8) for _ in range(DISTINCT)]
+        self._order: Iterator[int] = iter(range(count))
+
+    def read(self) -> Picture | None:
+        i = next(self._order, None)
+        return None if i is None else Picture(self._frames[i % DISTINCT])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    classifier = Classifier.load(given.file, given.threads)
+    result: dict[str, Any] = {
+        "file": given.file.name,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "runtime": classifier.engine.runtime,
+        "threads": classifier.engine.threads,
+        "loop": loop_cost(classifier, given.frames),
+        "age": age_of_frames(classifier),
+    }
+    if given.soak:
+        result["soak"] = soak(classifier, given.soak)
+    print(json.dumps(result, indent=2))
+    if given.out:
+        write_json(given.out, result)
+
+
+def loop_cost(classifier: Classifier, frames: int) -> dict[str, float]:
+    """Milliseconds a frame: bare invoke, classify with preprocessing, whole loop with JSON lines; medians over the rounds."""
+    prepared = prepare(Memory(1)._frames[0], classifier.card.image)[None]
+    rounds = []
+    for _ in range(ROUNDS):
+        count = frames // ROUNDS
+        invoke = [_timed(lambda: classifier.engine.infer(prepared)) for _ in range(count)]
+        with tempfile.TemporaryDirectory() as folder:
+            sink = Background(JsonLines(Path(folder) / "seen.jsonl"), "jsonl", lossless=True)
+            source = Source("memory", lambda: Memory(count), live=False)  # noqa: B023
+            summary = Live(source, classifier.probabilities, classifier.labels, sinks=[sink]).run()
+        rounds.append(
+            (statistics.median(invoke) * 1000, summary.classify.p50_ms, summary.emit.p50_ms, 1000 * summary.seconds / count)
+        )
+    names = ("invoke_p50_ms", "classify_p50_ms", "emit_p50_ms", "whole_loop_mean_ms")
+    return {name: round(statistics.median(column), 4) for name, column in zip(names, zip(*rounds, strict=True), strict=True)}
+
+
+def _timed(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def age_of_frames(classifier: Classifier) -> dict[str, float]:
+    """A model slower than the camera: the age at the label must stay within one interval and the inference."""
+
+    def slow(frame: Pixels) -> Any:
+        time.sleep(SLOW_S)
+        return classifier.probabilities(frame)
+
+    camera = find_source("synthetic", CameraSection(640, 480, 30))
+    summary = Live(camera, slow, classifier.labels, limits=Limits(max_frames=60)).run()
+    return {
+        "interval_ms": round(1000 / 30, 1),
+        "classify_p50_ms": round(summary.classify.p50_ms, 1),
+        "age_p50_ms": round(summary.age.p50_ms, 1),
+        "age_p99_ms": round(summary.age.p99_ms, 1),
+        "frames": summary.frames,
+        "dropped": summary.dropped,
+    }
+
+
+def soak(classifier: Classifier, frames: int) -> dict[str, float]:
+    """Resident memory after a tenth of the frames and after all of them, in one run."""
+    marks: list[float] = []
+    seen = [0]
+
+    def watched(frame: Pixels) -> Any:
+        seen[0] += 1
+        if seen[0] in (frames // 10, frames):
+            marks.append(resident_mb())
+        return classifier.probabilities(frame)
+
+    sink = Background(JsonLines(Path(os.devnull)), "jsonl")
+    summary = Live(Source("memory", lambda: Memory(frames), live=False), watched, classifier.labels, sinks=[sink]).run()
+    growth = (marks[1] - marks[0]) / (0.9 * frames) * 1e6
+    return {
+        "frames": frames,
+        "seconds": round(summary.seconds, 1),
+        "resident_mb": marks[1],
+        "mb_per_million_frames": round(growth, 2),
+    }
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, from /proc (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+if __name__ == "__main__":
+    main()
