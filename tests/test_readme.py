@@ -104,7 +104,7 @@ def test_a_documented_path_exists(document: str) -> None:
 
 def test_the_exit_code_table_is_that_of_the_code() -> None:
     """Numbers, names and meanings as in core/errors.py."""
-    rows = re.findall(r"^\| (\d+) \| `?(\w*)`? \| (.+?) \|$", text_of("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ?`?(\w*)`? \| (.+?) \|$", text_of("README.md"), re.MULTILINE)
     table = {int(code): (name, means) for code, name, means in rows}
     drawn = re.findall(r"(\w+)\s+(\d)  (\S.*)", errors.__doc__ or "")
     assert {code: row for code, row in table.items() if 0 < code < 70} == {int(c): (n, m) for n, c, m in drawn}

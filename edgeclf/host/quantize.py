@@ -210,7 +210,8 @@ def _made(make: Callable[[], bytes], complaint: str) -> bytes:
 
     Converter and quantiser raise private classes as well as KeyError and RuntimeError for a graph that they cannot handle.
     """
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # litert-quantizer makes the interpreter warn about an option that it sets itself
         try:
             return make()
         except Exception as error:

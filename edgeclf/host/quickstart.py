@@ -17,7 +17,7 @@ from edgeclf.core.results import wilson
 from edgeclf.host import train as training
 from edgeclf.host.checkpoint import OnEpoch
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.demo import render_video
+from edgeclf.host.demo import PICTURE_S, render_video
 from edgeclf.host.export import export
 from edgeclf.host.report import HTML, make_report
 from edgeclf.host.run import Run
@@ -29,7 +29,6 @@ from edgeclf.runtime.sinks import Event, Seen
 
 RECIPE, DATA = "compact-digits", "digits"
 VARIANTS = ("float32", "float16", "int8")
-PICTURES_SHOWN = 20
 VIDEO = "digits.avi"
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -79,10 +78,10 @@ def _accuracy(path: Path, dataset: Dataset) -> str:
 
 
 def _live(int8: Path, video: Path, dataset: Dataset) -> tuple[Summary, float]:
-    """Render the video, run the loop on it, and compare each frame's label with what was drawn there."""
-    chosen = np.random.RandomState(0).permutation(dataset.parts["test"])[:PICTURES_SHOWN]
-    truth = [dataset.labels[c] for c in dataset.catalogue.classes[chosen]]
-    drawn = render_video(video, list(dataset.shards.take(chosen)), truth)
+    """Render a video of one held-out picture a class, run the loop on it, and compare each label with what was drawn."""
+    _, first = np.unique(dataset.classes_of("test"), return_index=True)
+    pictures = dataset.shards.take(dataset.parts["test"][first])
+    drawn = render_video(video, list(pictures), dataset.labels, seconds=PICTURE_S * len(pictures))
     classifier, answers = Classifier.load(int8), _Answers()
     summary = Live(find_source(str(video)), classifier.probabilities, classifier.labels, sinks=[answers]).run()
     right = _share_equal(answers.labels, drawn)
