@@ -46,14 +46,24 @@ wheel: $(VENV)/.installed-dev
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# OpenCV's build with windows links against libraries of a desktop; a machine without them gets the build without windows.
+HEADLESS = $(shell sed -n 's/^opencv-python==/opencv-python-headless==/p' locks/base.lock)
+define settle_opencv
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+		echo "no libGL or libglib on this machine (apt-get install libgl1 libglib2.0-0): taking OpenCV without windows"; \
+		$(PIP) uninstall --quiet --yes opencv-python && $(PIP) install --quiet --no-deps --force-reinstall $(HEADLESS); }
+endef
+
 # The stamps are kept inside the environment, so that removing it removes them.
 $(VENV)/.installed-train: locks/base.lock locks/train.lock locks/setup.lock pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet -r locks/train.lock -r locks/setup.lock
+	$(settle_opencv)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: locks/base.lock locks/train.lock locks/setup.lock locks/dev.lock pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet -r locks/dev.lock
+	$(settle_opencv)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/.installed-train
 

@@ -43,7 +43,13 @@ Cli = Callable[..., Answer]
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Shards go to a folder of this session, so no test reads what another session left; the terminal is 200 wide."""
-    wanted = {"EDGECLF_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    wanted = {
+        "EDGECLF_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "TF_USE_LEGACY_KERAS": "1",
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in wanted.items():
             patch.setenv(name, value)

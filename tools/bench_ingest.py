@@ -26,7 +26,8 @@ from edgeclf.host.data import ingest
 began = time.perf_counter()
 shards = ingest(scan(Path(sys.argv[1])), ImageSpec(32, 32))
 seconds = time.perf_counter() - began
-print(json.dumps({"pictures": len(shards.readable), "seconds": round(seconds, 2), "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}))
+peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+print(json.dumps({"pictures": len(shards.readable), "seconds": round(seconds, 2), "peak_mb": peak_mb}))
 """
 
 

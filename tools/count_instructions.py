@@ -3,7 +3,9 @@
     python tools/count_instructions.py MODEL.tflite... --device pi4 pi5 [--home DIR] [--brief]
 
 Each model is counted three times on one thread, and the counts must be equal. Between builds of the emulated board they
-differ by some tens of instructions, which are Python's. They rank variants and catch regressions; they are not latency. The logits of the golden inputs (the model card's, or four from seed 1) are
+differ by some tens of instructions, which are Python's. They rank variants and catch regressions; they are not latency.
+
+The logits of the golden inputs (the model card's, or four from seed 1) are
 compared with those of this host: an int8 file must give the same bits, so exit code 1 says that one did not.
 `--home` is what tools/emulated_pi/build.py built; `--brief` prints what tools/record_results.py reads.
 """

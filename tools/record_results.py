@@ -73,7 +73,8 @@ def _variant(variant: dict[str, Any], instructions: dict[str, Any]) -> dict[str,
 def table(folder: Path) -> str:
     """One row a recipe: its full model, and what int8 makes of it."""
     rows = [
-        "| model | data | parameters | training | float top-1 | int8 top-1 | drop, points (95% interval) | int8 file | int8 p50 |",
+        "| model | data | parameters | training | float top-1 | int8 top-1 "
+        "| drop, points (95% interval) | int8 file | int8 p50 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows += [_row(path.stem, folder / f"{path.stem}.results.json") for path in sorted(folder.glob("*.toml"))]

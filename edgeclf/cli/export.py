@@ -86,11 +86,11 @@ def _print_table(done: list[Exported]) -> None:
 
     pictures, full = done[0].drop.total, done[0].top1 + done[0].drop.drop
     print(f"in {done[0].path.parent}, against the full model's {full:.2%} top-1 on {pictures} held-out pictures:")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("file", overflow="fold")
-    for column in ("KiB", "top-1", "drop in points (95% interval)"):
+    for column in ("KiB", "top-1", "drop in points (95%)"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in done:
-        interval = f"{e.drop.interval.low * 100:+.2f} to {e.drop.interval.high * 100:+.2f}"
-        table.add_row(e.path.name, f"{e.file_bytes / 1024:.1f}", f"{e.top1:.2%}", f"{e.drop.drop * 100:+.2f} ({interval})")
+        drop = f"{e.drop.drop * 100:+.2f} ({e.drop.interval.low * 100:+.2f} to {e.drop.interval.high * 100:+.2f})"
+        table.add_row(e.path.name, f"{e.file_bytes / 1024:.1f}", f"{e.top1:.2%}", drop)
     Console().print(table)

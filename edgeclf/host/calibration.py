@@ -14,7 +14,7 @@ from edgeclf.core.errors import DataError
 from edgeclf.core.image import Pixels
 from edgeclf.host.data import Dataset
 
-BATCH = 50
+BATCH = 10  # pictures read at once: they lie far apart, and each maps more of its shard than itself
 
 Indices = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ class CalibrationSet:
     seed: int
 
     def batches(self, progress: Callable[[int, int], None] | None = None) -> Iterator[Pixels]:
-        """The pictures, read as they are asked for: uint8 (up to 50, height, width, channels)."""
+        """The pictures, read as they are asked for: uint8 (up to 10, height, width, channels)."""
         for first in range(0, len(self.indices), BATCH):
             chosen = self.indices[first : first + BATCH]
             yield self.dataset.shards.take(chosen)

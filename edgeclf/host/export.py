@@ -99,17 +99,8 @@ def export(
     unknown variant or type, DataError when the data is gone or has changed.
     """
     _check_request(variants, io)
-    with bar("reading pictures") as report:
-        dataset = open_dataset(run, report)
-    if dataset.labels != run.card.labels:
-        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
     model = run.model()
-    section = run.recipe
-    setting = _Setting(
-        run, dataset, _held_out(dataset, section.training.seed), answering(model),
-        calibration.draw(dataset, section.export.calibration_pictures, section.training.seed),
-    )  # fmt: skip
-    _check_outputs(model, run.card.labels)
+    setting = _set_up(run, model, bar)
     float32 = quantize.to_float32(quantize.with_softmax(model))
     _check_float32(float32, setting)
     candidates, refused = _candidates(float32, variants, io, setting, bar)
@@ -125,6 +116,20 @@ def export(
     if refused:
         raise QualityError(_refusal(refused, done))
     return done
+
+
+def _set_up(run: Run, model: Any, bar: Bar) -> _Setting:
+    with bar("reading pictures") as report:
+        dataset = open_dataset(run, report)
+    if dataset.labels != run.card.labels:
+        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
+    if model.output_shape[-1] != len(dataset.labels):
+        raise QualityError(
+            f"the network has {model.output_shape[-1]} outputs for {len(dataset.labels)} labels; train again on this data"
+        )
+    seed = run.recipe.training.seed
+    chosen = calibration.draw(dataset, run.recipe.export.calibration_pictures, seed)
+    return _Setting(run, dataset, _held_out(dataset, seed), answering(model), chosen)
 
 
 def _check_request(variants: Sequence[str], io: str) -> None:
@@ -143,11 +148,6 @@ def _held_out(dataset: Dataset, seed: int) -> Indices:
     if len(test) <= MOST_HELD_OUT:
         return test
     return np.sort(np.random.RandomState(seed).permutation(test)[:MOST_HELD_OUT])
-
-
-def _check_outputs(model: Any, labels: tuple[str, ...]) -> None:
-    if model.output_shape[-1] != len(labels):
-        raise QualityError(f"the network has {model.output_shape[-1]} outputs for {len(labels)} labels; train again on this data")
 
 
 def _check_float32(float32: bytes, setting: _Setting) -> None:

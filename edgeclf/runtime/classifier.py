@@ -142,7 +142,7 @@ def softmax(logits: Scores, temperature: float = 1.0) -> Scores:
 
     NaN or infinity anywhere makes the whole row NaN.
     """
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         scaled = logits / np.float32(temperature)
         powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
         probabilities: Scores = powers / powers.sum(axis=-1, keepdims=True)

@@ -16,6 +16,7 @@ from edgeclf.core.files import cache_folder, write_json
 
 CHILD = Path(__file__).with_name("probe_child.py")
 SECONDS = 30.0
+GRACE_SECONDS = 5.0  # to start; the limit on CPU time should end it first
 MEMORY_BYTES = 512 << 20  # besides eight times the file, on top of what Python and the runtime take
 SCHEMA = 1
 
@@ -50,7 +51,9 @@ def _open_in_child(model: bytes, name: str, module: str, seconds: float) -> None
     # Threads of a linear algebra library would only take address space.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, input=model, capture_output=True, timeout=seconds + 5, env=environment, check=False)
+        done = subprocess.run(
+            command, input=model, capture_output=True, timeout=seconds + GRACE_SECONDS, env=environment, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ModelError(_refusal(name, f"computes for more than {seconds:.0f} s")) from error
     except OSError as error:

@@ -35,7 +35,7 @@ def test_export_alone_makes_an_int8_file_of_the_newest_run_and_says_so(trained, 
     answer = cli_here("export", cwd=trained)
     assert answer.code == 0, answer.text
     assert "colours-int8.tflite" in answer.stdout
-    assert "95% interval" in answer.stdout
+    assert "drop in points (95%)" in answer.stdout
     assert "runs/colours" in answer.stderr
     assert "--int8" in answer.stderr
     assert read_bundle(trained / "runs/colours/colours-int8.tflite").card.io == "uint8"

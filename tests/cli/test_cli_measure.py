@@ -1,0 +1,201 @@
+"""predict, evaluate and bench as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+NAMES = ("red-square", "green-disc", "blue-cross", "yellow-bars")
+
+
+@pytest.fixture
+def int8(fixtures_folder: Path) -> Path:
+    return fixtures_folder / "tiny-int8.tflite"
+
+
+@pytest.fixture
+def pictures(fixtures_folder: Path) -> Path:
+    return fixtures_folder / "pictures"
+
+
+@pytest.fixture
+def data(tmp_path: Path, pictures: Path) -> Path:
+    """A folder data set with a test part of one picture a class, and a broken one."""
+    for name in NAMES:
+        for part, copies in (("train", 3), ("test", 1)):
+            folder = tmp_path / "data" / part / name.replace("-", " ")
+            folder.mkdir(parents=True)
+            for i in range(copies):
+                shutil.copy(pictures / f"{name}.png", folder / f"{i}.png")
+    (tmp_path / "data" / "test" / "red square" / "broken.jpg").write_bytes(b"no picture")
+    return tmp_path / "data"
+
+
+def test_predict_answers_each_picture_in_a_line(cli_here: Cli, int8: Path, pictures: Path) -> None:
+    """The name, then labels with percentages, likeliest first."""
+    answer = cli_here("predict", int8, pictures / "red-square.png", pictures / "green-disc.png", "--top", 2)
+    assert answer.code == 0, answer.text
+    lines = answer.stdout.splitlines()
+    assert lines[0].startswith(f"{pictures / 'red-square.png'}: red square 8")
+    assert "green disc" in lines[1]
+    assert all(line.count("%") == 2 for line in lines)
+
+
+def test_predict_goes_on_after_a_broken_picture(cli_here: Cli, int8: Path, pictures: Path) -> None:
+    """One line on standard error, exit code 5, and the others are answered."""
+    answer = cli_here("predict", int8, pictures / "text.png", pictures / "absent.png", pictures / "red-square.png")
+    assert answer.code == 5
+    assert len(answer.stdout.splitlines()) == 1
+    assert [line.split(": ")[0] for line in answer.stderr.splitlines()] == ["edgeclf", "edgeclf"]
+
+
+def test_predict_takes_folders(cli_here: Cli, int8: Path, data: Path) -> None:
+    """All pictures in them, in the order of their names; a folder without any is an error."""
+    answer = cli_here("predict", int8, data / "train")
+    assert answer.code == 0, answer.text
+    assert len(answer.stdout.splitlines()) == 12
+    (data / "empty").mkdir()
+    assert cli_here("predict", int8, data / "empty").code == 5
+
+
+def test_predict_as_json_holds_answers_and_errors(cli_here: Cli, int8: Path, pictures: Path) -> None:
+    """One document, so that a script sees which picture failed."""
+    answer = cli_here("predict", int8, pictures / "blue-cross.png", pictures / "truncated.jpg", "--json", "--top", 1)
+    found = json.loads(answer.stdout)
+    assert answer.code == 5
+    assert found["images"][0]["predictions"][0]["label"] == "blue cross"
+    assert "cut short" in found["images"][1]["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x1c\0\0\0TFL3" + bytes(200), b"PK\x03\x04" + bytes(50)])
+def test_a_broken_model_is_one_line_and_exit_code_4(content: bytes, cli_here: Cli, tmp_path: Path, pictures: Path) -> None:
+    """Whatever it is, without a traceback."""
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(content)
+    answer = cli_here("predict", path, pictures / "red-square.png")
+    assert answer.code == 4
+    assert answer.stderr.count("\n") == 1
+    assert answer.stderr.startswith(f"edgeclf: {path}: ")
+
+
+def test_an_altered_model_is_refused(cli_here: Cli, tmp_path: Path, int8: Path, pictures: Path) -> None:
+    """One bit of a weight: the runtime would load it and answer."""
+    data = bytearray(int8.read_bytes())
+    data[len(data) // 3] ^= 4
+    (tmp_path / "x.tflite").write_bytes(data)
+    answer = cli_here("predict", tmp_path / "x.tflite", pictures / "red-square.png")
+    assert (answer.code, "altered" in answer.stderr) == (4, True), answer.text
+
+
+def test_a_foreign_model_asks_for_what_it_lacks_and_then_answers(
+    cli_here: Cli, tmp_path: Path, fixtures_folder: Path, pictures: Path
+) -> None:
+    """Normalisation first, then labels by file."""
+    model, picture, labels = fixtures_folder / "foreign-float32.tflite", pictures / "red-square.png", tmp_path / "labels.txt"
+    answer = cli_here("predict", model, picture)
+    assert (answer.code, "--normalize MEAN,STD" in answer.stderr) == (4, True)
+    labels.write_text("red\ngreen\nblue\nyellow\n")
+    answer = cli_here("predict", model, picture, "--normalize", "128,128", "--labels", labels)
+    assert answer.code == 0, answer.text
+    assert ": red " in answer.stdout
+
+
+@pytest.mark.parametrize("value", ["128", "a,b", "1,2,3", "128,0", "0,-1"])
+def test_a_bad_normalisation_is_a_usage_error(value: str, cli_here: Cli, fixtures_folder: Path, pictures: Path) -> None:
+    """Exit code 2, with an example or the limit."""
+    answer = cli_here("predict", fixtures_folder / "foreign-float32.tflite", pictures / "grey.png", f"--normalize={value}")
+    assert answer.code == 2
+    assert f"--normalize {value}" in answer.stderr
+
+
+def test_evaluate_measures_the_test_folder(cli_here: Cli, int8: Path, data: Path) -> None:
+    """Fractions in JSON; the broken picture is listed and counts nowhere."""
+    answer = cli_here("evaluate", int8, data, "--json")
+    assert answer.code == 0, answer.text
+    found = json.loads(answer.stdout)
+    assert found["pictures"] == "its test folder"
+    assert (found["accuracy"]["top1"], found["accuracy"]["top5"], found["accuracy"]["pictures"]) == (1.0, 1.0, 4)
+    assert found["skipped"][0]["picture"] == "test/red square/broken.jpg"
+    assert [row["label"] for row in found["accuracy"]["per_class"]] == [n.replace("-", " ") for n in NAMES]
+    assert found["runtime"]
+
+
+def test_evaluate_prints_tables(cli_here: Cli, int8: Path, data: Path) -> None:
+    """Interval, per-class figures, confusion; the skipped picture on standard error."""
+    answer = cli_here("evaluate", int8, data)
+    assert "top-1 100.00% (95% interval 51.01% to 100.00%), top-5 100.00%" in answer.stdout
+    for word in ("precision", "recall", "F1", "confusion", "yellow bars"):
+        assert word in answer.stdout
+    assert "broken.jpg" in answer.stderr
+
+
+def test_evaluate_takes_a_limit_and_all_pictures_of_unsplit_data(cli_here: Cli, int8: Path, data: Path, tmp_path: Path) -> None:
+    """With the warning that they may have been trained on."""
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
+        for path in sorted((data / "train").rglob("*.png")):
+            archive.write(path, path.relative_to(data / "train"))
+    found = json.loads(cli_here("evaluate", int8, tmp_path / "flat.zip", "--json", "--limit", 8, "--workers", 2).stdout)
+    assert found["accuracy"]["pictures"] == 8
+    assert "too good a figure" in found["pictures"]
+
+
+def test_evaluate_names_classes_that_differ(cli_here: Cli, int8: Path, data: Path) -> None:
+    """Both sides, exit code 5."""
+    for part in ("train", "test"):
+        (data / part / "red square").rename(data / part / "rotes Quadrat")
+    answer = cli_here("evaluate", int8, data)
+    assert answer.code == 5
+    assert "'rotes Quadrat' unknown to the model, which knows 'red square' instead" in answer.stderr
+
+
+def test_evaluate_of_missing_data_is_one_line(cli_here: Cli, int8: Path, tmp_path: Path) -> None:
+    """Exit code 5, with what is accepted."""
+    answer = cli_here("evaluate", int8, tmp_path / "gone")
+    assert (answer.code, "no such folder or file" in answer.stderr) == (5, True)
+
+
+def test_bench_says_what_it_measured_and_where(cli_here: Cli, int8: Path) -> None:
+    """Percentiles for each number of threads, cold start, memory, size, machine and runtime."""
+    answer = cli_here("bench", int8, "--seconds", 0.3, "--json")
+    assert answer.code == 0, answer.text
+    found = json.loads(answer.stdout)
+    assert set(found) == {"file", "runtime", "machine", "size", "cold", "timings", "best"}
+    assert {"p50_ms", "p90_ms", "p99_ms", "runs"} == set(found["timings"][0]["frame"])
+    assert found["cold"]["peak_bytes"] > 1 << 20
+
+
+def test_bench_prints_a_table(cli_here: Cli, int8: Path) -> None:
+    """For the number of threads that was asked for."""
+    answer = cli_here("bench", int8, "--seconds", 0.3, "--threads", 1)
+    for words in ("frame to label p50", "cold start:", "peak memory", f"{int8.stat().st_size:,} bytes"):
+        assert words in answer.stdout
+    assert "best:" not in answer.stdout
+
+
+@pytest.mark.parametrize("threads", ["0", "many", "-1"])
+def test_bench_refuses_bad_threads(threads: str, cli_here: Cli, int8: Path) -> None:
+    """A number from 1, or sweep."""
+    answer = cli_here("bench", int8, f"--threads={threads}")
+    assert (answer.code, "expected a number from 1, or sweep" in answer.stderr) == (2, True)
+
+
+def test_predict_as_a_program_imports_no_training_package_and_is_quiet(int8: Path, pictures: Path) -> None:
+    """Standard error stays empty: no greeting of the runtime."""
+    code = (
+        "import sys; from edgeclf.cli.main import main\n"
+        f"sys.argv = ['edgeclf', 'predict', {str(int8)!r}, {str(pictures / 'grey.png')!r}]\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "assert not {'tensorflow', 'tf_keras', 'sklearn', 'onnxruntime', 'rich'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "%" in done.stdout

@@ -1,0 +1,60 @@
+"""Every shipped recipe and device profile loads, and says what its name says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeclf.core import config
+from edgeclf.core.devices import load_device
+from edgeclf.core.errors import ConfigError
+from edgeclf.core.recipe import load_recipe, override
+
+BOARDS = {"raspberry-pi-zero-2w", "raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "host"}
+
+
+def test_the_boards_are_there() -> None:
+    """A profile for each board that the project names, and for the host."""
+    assert set(config.names("devices")) >= BOARDS
+
+
+@pytest.mark.parametrize("name", config.names("devices"))
+def test_every_device_profile_loads(name: str) -> None:
+    """Its name is its file's, and its budgets fit the board."""
+    device = load_device(name)
+    assert device.name == name
+    assert 0 < device.budget.memory_mb < device.memory_mb
+    assert device.budget.latency_ms > 0
+    assert device.cores >= device.threads
+
+
+def test_only_the_pi_5_has_dot_product_instructions() -> None:
+    """A fact of its Cortex-A76; the A53 and A72 lack them, so int8 gains less there."""
+    assert {name for name in BOARDS if load_device(name).dot_product} == {"raspberry-pi-5"}
+
+
+def test_threads_beyond_the_cores_are_refused() -> None:
+    """In the profile, before anything is measured with it."""
+    with pytest.raises(ConfigError, match="between 1 and cores"):
+        replace(load_device("host"), threads=99)
+
+
+@pytest.mark.parametrize("name", config.names("models"))
+def test_every_recipe_loads_and_is_written_back_equal(name: str, tmp_path: Path) -> None:
+    """The run folder keeps the recipe as TOML, so nothing may be lost."""
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    copy = tmp_path / "copy.toml"
+    copy.write_text(config.to_toml(recipe))
+    assert load_recipe(str(copy)) == recipe
+
+
+def test_single_values_are_replaced_and_checked() -> None:
+    """None changes nothing; a bad value names its key."""
+    recipe = load_recipe("resnet8")
+    changed = override(recipe, training__epochs=3, training__seed=None, image__size=48)
+    assert (changed.training.epochs, changed.image.size, changed.training.seed) == (3, 48, recipe.training.seed)
+    with pytest.raises(ConfigError, match="epochs = 0: must be at least 1"):
+        override(recipe, training__epochs=0)
