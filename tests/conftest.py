@@ -84,9 +84,11 @@ def cli() -> Cli:
     """Run the program as a child process: `cli("predict", file, picture, cwd=…, env={…}, stdin=…) -> Answer`."""
 
     def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> Answer:
+        # A user's shell does not set what this session sets for TensorFlow: the program has to do it.
+        shell = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
         done = subprocess.run(
             [sys.executable, "-m", "edgeclf", *map(str, arguments)],
-            cwd=cwd, env={**os.environ, **(env or {})}, input=stdin, capture_output=True, text=True, timeout=CHILD_SECONDS,
+            cwd=cwd, env={**shell, **(env or {})}, input=stdin, capture_output=True, text=True, timeout=CHILD_SECONDS,
         )  # fmt: skip
         return Answer(done.returncode, done.stdout, done.stderr)
 
