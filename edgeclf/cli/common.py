@@ -6,26 +6,24 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 from edgeclf.core.errors import MissingExtra
-
-Progress: TypeAlias = Callable[[int, int], None]
+from edgeclf.core.progress import Report
 
 
 @contextlib.contextmanager
-def progress(description: str) -> Iterator[Progress]:
+def progress(description: str) -> Iterator[Report]:
     """A bar on standard error, driven by the yielded `report(done, total)`; silent when that is no terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -41,7 +41,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary at the end as JSON, and nothing else.")] = False,
     top: Annotated[int, typer.Option(help="Likeliest classes in each JSON line.", min=1)] = 3,
     threshold: Annotated[
-        float | None, typer.Option(help="A score below this is 'unknown'. [default: the model card's, else none]", min=0, max=1)
+        float | None,
+        typer.Option(help="A score below this is 'unknown'.", show_default="the model card's, else none", min=0, max=1),
     ] = None,
     smooth: Annotated[
         float, typer.Option(help="Weight of the past in the mean over frames, 0 to 0.99; 0 is off.", min=0, max=0.99)
@@ -56,7 +57,7 @@ def run(
     ] = 30,
     max_frames: Annotated[int | None, typer.Option(help="End after so many classified frames.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="End after this time.", min=0.1)] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the interpreter. [default: its own choice]", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the interpreter.", show_default="its own choice", min=1)] = None,
     labels: Annotated[Path | None, typer.Option(help="A file with one label a line, for a model that carries none.")] = None,
     normalize: Annotated[
         tuple[float, float] | None,

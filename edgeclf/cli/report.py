@@ -14,15 +14,11 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run folder. [default: the newest under runs/]", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the three files. [default: the run folder]", show_default=False)
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default="the newest under runs/")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the three files.", show_default="the run folder")] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Threads of each exported file. [default: what suits it]", show_default=False),
+        typer.Option(min=1, max=64, help="Threads of each exported file.", show_default="what suits it"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of timing; fewer than 6 cannot tell who is faster.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json too.")] = False,

@@ -20,7 +20,7 @@ def train(
     data: Annotated[
         str | None, typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/MODEL-DATA]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/MODEL-DATA")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out, or the newest one.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
@@ -92,7 +92,7 @@ def epoch_line(row: dict[str, float], epochs: int) -> None:
 
 
 def quickstart(
-    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/quickstart]", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/quickstart")] = None,
 ) -> None:
     """Do the whole job once, on handwritten digits: train, export, evaluate, report, and run a video live.
 

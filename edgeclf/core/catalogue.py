@@ -40,8 +40,9 @@ class Catalogue:
     `names` are paths relative to the top, with `/`. `classes` is int32 (pictures,), indices into `labels`.
     `folders` is int8 (pictures,): the index in SPLITS of the folder a picture lies under, or UNSPLIT. `places` is int64
     (pictures, 3): offset, stored bytes and compression method inside an archive, zeros elsewhere. `arrays` holds RGB or
-    grey pictures for the kind `arrays`. `fingerprint` is a hexadecimal SHA-256 over names, sizes and, where it costs
-    nothing, contents. `empty_classes` are class folders without a picture.
+    grey pictures for the kind `arrays`. `fingerprint` is a hexadecimal SHA-256 over names below the top and sizes (of the
+    contents, for arrays), equal for the same data in a folder, a zip and a copy on another machine; `cache_key` also
+    covers checksums or times, to notice a changed picture. `empty_classes` are class folders without a picture.
     """
 
     source: Path
@@ -52,6 +53,7 @@ class Catalogue:
     folders: npt.NDArray[np.int8]
     places: npt.NDArray[np.int64]
     fingerprint: str
+    cache_key: str
     arrays: Pixels | None = None
     empty_classes: tuple[str, ...] = ()
 
@@ -104,7 +106,7 @@ def from_arrays(
     catalogue = Catalogue(
         source, "arrays", labels, tuple(f"{i:07d}" for i in range(len(pictures))), classes.astype(np.int32),
         np.full(len(pictures), UNSPLIT, np.int8) if folders is None else folders, np.zeros((len(pictures), 3), np.int64),
-        digest.hexdigest(), pictures, tuple(label for label, n in zip(labels, counts, strict=True) if not n),
+        digest.hexdigest(), digest.hexdigest(), pictures, tuple(label for label, n in zip(labels, counts, strict=True) if not n),
     )  # fmt: skip
     return _checked(catalogue)
 
@@ -197,16 +199,18 @@ def _catalogue(source: Path, kind: Literal["folder", "zip", "tar"], entries: Ite
     labels = tuple(sorted({homes[i] for i in chosen}))
     index = {label: i for i, label in enumerate(labels)}
     table = np.frombuffer(columns, np.int64).reshape(-1, 5) if names else np.zeros((0, 5), np.int64)
-    digest = hashlib.sha256()
+    same, changed = hashlib.sha256(), hashlib.sha256()
     for i in chosen:
-        digest.update(f"{names[i]}\0{table[i, 0]}\0{table[i, 1]}\n".encode("utf-8", "surrogateescape"))
+        below = names[i].split("/", top)[-1]
+        same.update(f"{below}\0{table[i, 0]}\n".encode("utf-8", "surrogateescape"))
+        changed.update(f"{names[i]}\0{table[i, 0]}\0{table[i, 1]}\n".encode("utf-8", "surrogateescape"))
     classes = np.array([index[homes[i]] for i in chosen], np.int32)
     empty = {_home(f"{name}.", top)[1] for name in folders} - set(labels) - {""}
     return _checked(
         Catalogue(
             source, kind, labels, tuple(names[i] for i in chosen), classes,
             np.array(parts, np.int8)[chosen], table[chosen, 2:],
-            digest.hexdigest(), None, tuple(sorted(empty)),
+            same.hexdigest(), changed.hexdigest(), None, tuple(sorted(empty)),
         )
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeclf.core import files
 from edgeclf.core.errors import EdgeclfError
-from edgeclf.host.data import Report
+from edgeclf.core.progress import Report
 from edgeclf.host.keras import keras
 from edgeclf.host.run import HISTORY
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclf.core.image import Pixels
+from edgeclf.core.progress import Report
 from edgeclf.core.results import Accuracy, Interval, PairedDrop, mcnemar_p, paired_drop, score, wilson
 from edgeclf.runtime.classifier import softmax
 
@@ -21,7 +22,6 @@ SIGNIFICANT = 0.05
 Scores = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.integer[Any]]
 Infer = Callable[[Pixels], Scores]
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

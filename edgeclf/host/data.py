@@ -24,6 +24,7 @@ from edgeclf.core.catalogue import Catalogue
 from edgeclf.core.errors import DataError, StorageError
 from edgeclf.core.files import cache_folder, write_json
 from edgeclf.core.image import ImageSpec, Pixels
+from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import builtin
 from edgeclf.host.run import Run
@@ -31,8 +32,6 @@ from edgeclf.host.run import Run
 PIPELINE = 1  # part of the cache key: raise it when core/image.py gives other bytes
 SHARD_BYTES = 32 << 20
 INDEX = "index.json"
-
-Report = Callable[[int, int], None]
 
 
 def open_catalogue(data: str) -> Catalogue:
@@ -82,7 +81,7 @@ def ingest(catalogue: Catalogue, spec: ImageSpec, progress: Report | None = None
     Unreadable pictures are listed in the result, never fatal; DataError when none is readable, StorageError when the
     cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps([PIPELINE, catalogue.fingerprint, asdict(spec)]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([PIPELINE, catalogue.cache_key, asdict(spec)]).encode()).hexdigest()[:24]
     folder = cache_folder() / "shards" / key
     if not (folder / INDEX).is_file():
         _fill(folder, catalogue, spec, progress)

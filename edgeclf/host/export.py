@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata as packages
 from pathlib import Path
@@ -17,11 +15,13 @@ from edgeclf.core.bundle import Bundle, attach
 from edgeclf.core.card import Io, ModelCard, SelfTest, golden_inputs
 from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
 from edgeclf.core.image import Pixels
+from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Interval, PairedDrop, wilson
 from edgeclf.core.tflite import read_model
 from edgeclf.host import calibration, compare, gates, quantize
 from edgeclf.host.calibration import CalibrationSet, Indices
 from edgeclf.host.compare import Against, Scores
+from edgeclf.host.comparison import FULL
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.full_model import answering
 from edgeclf.host.metadata import with_metadata
@@ -31,15 +31,6 @@ from edgeclf.runtime.engine import TfliteEngine, input_table, open_engine, tflit
 MOST_HELD_OUT = 10_000
 AGREEMENT_PICTURES = 500
 GOLDEN_SEED, GOLDEN_PICTURES = 20_250, 2
-FULL = "full model"
-
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-@contextlib.contextmanager
-def no_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress that is not shown."""
-    yield lambda done, total: None
 
 
 @dataclass(frozen=True)
@@ -156,7 +147,7 @@ def _check_float32(float32: bytes, setting: _Setting) -> None:
     few = np.random.RandomState(0).permutation(setting.held_out)[:AGREEMENT_PICTURES]
     engine = _engine(float32, card)
     scores = compare.answers({FULL: setting.full, "float32": engine.infer}, setting.dataset.shards.take, few)
-    gates.check_answers("full model", scores[FULL], setting.dataset.labels)
+    gates.check_answers(FULL, scores[FULL], setting.dataset.labels)
     gates.check_agreement(scores[FULL], scores["float32"])
 
 
@@ -179,13 +170,19 @@ def _candidates(
 def _candidate(float32: bytes, variant: str, io: Io, ranges: quantize.Ranges | None, setting: _Setting) -> _Candidate:
     """Quantise, describe, and check what needs no picture."""
     card = replace(
-        setting.run.card, variant=variant, io=io, outputs="probabilities",
+        setting.run.card, variant=variant, io=io, outputs="probabilities", provenance=_shipped(setting.run.card.provenance),
         calibration=_calibration_record(setting.calibration) if variant == "int8" else {},
     )  # fmt: skip
     model = quantize.quantize(float32, variant, ranges, io)
     gates.check_structure(read_model(model, variant), variant, io, len(card.labels))
     model = with_metadata(model, card)
     return _Candidate(model, card, _engine(model, card))
+
+
+def _shipped(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What may leave the machine: the data by its name alone, and no command line, for both hold the maker's folders."""
+    kept = {key: value for key, value in provenance.items() if key != "command"}
+    return {**kept, "data": Path(str(kept["data"])).name}
 
 
 def _engine(model: bytes, card: ModelCard) -> TfliteEngine:

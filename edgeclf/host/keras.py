@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from edgeclf.core.errors import ConfigError, MissingExtra
 from edgeclf.host.quiet import quiet
 
 
+@functools.cache
 def tensorflow() -> Any:
     """The module `tensorflow`, set to use tf-keras. Takes seconds the first time. Raises MissingExtra."""
     if "tensorflow" not in sys.modules:
@@ -17,8 +19,6 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
         raise ConfigError("TensorFlow was imported without TF_USE_LEGACY_KERAS=1; set it before importing TensorFlow")
-    if "tensorflow" in sys.modules:
-        return sys.modules["tensorflow"]
     try:
         with quiet():
             import tensorflow as tf

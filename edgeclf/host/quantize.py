@@ -215,6 +215,5 @@ def _made(make: Callable[[], bytes], complaint: str) -> bytes:
         try:
             return make()
         except Exception as error:
-            failure = error
-    lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    raise ModelError(f"{complaint}: {lines[0][:300]}; run again as: edgeclf --debug …") from failure
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"{complaint}: {lines[0][:300]}; run again as: edgeclf --debug …") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from edgeclf.core.errors import QualityError
 from edgeclf.core.image import Pixels
+from edgeclf.core.progress import Bar
 from edgeclf.core.recipe import load_recipe
 from edgeclf.core.results import wilson
 from edgeclf.host import train as training
@@ -30,8 +30,6 @@ from edgeclf.runtime.sinks import Event, Seen
 RECIPE, DATA = "compact-digits", "digits"
 VARIANTS = ("float32", "float16", "int8")
 VIDEO = "digits.avi"
-
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keeping native libraries' chatter from the user's terminal, without losing it when something fails."""
+"""Keeping native libraries' chatter from the user's terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 def quiet() -> Iterator[None]:
     """Hold back what native code writes to standard output and error while the block runs.
 
-    TensorFlow and its converters log below Python, so only the file descriptors catch it. When the block raises, all of
-    it is shown; with EDGECLF_DEBUG set nothing is held back. Not for blocks in which other threads print.
+    TensorFlow and its converters log below Python, so only the file descriptors catch it. With EDGECLF_DEBUG set, as
+    `edgeclf --debug` does, nothing is held back. Not for blocks in which other threads print.
     """
     if os.environ.get("EDGECLF_DEBUG"):
         yield
@@ -27,12 +27,6 @@ def quiet() -> Iterator[None]:
             os.dup2(held.fileno(), 1)
             os.dup2(held.fileno(), 2)
             yield
-        except BaseException:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            held.seek(0)
-            os.write(kept[1], held.read()[-20_000:])
-            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -22,10 +22,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +34,7 @@ from edgeclf.core import files
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels
+from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Size
 from edgeclf.core.tflite import scheme
 from edgeclf.host import compare, report_html, timing
@@ -53,14 +52,6 @@ from edgeclf.runtime.latency import Machine, file_size, this_machine
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
 FLOAT32 = "float32"
-
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-@contextlib.contextmanager
-def no_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress that is not shown."""
-    yield lambda done, total: None
 
 
 @dataclass(frozen=True, eq=False)

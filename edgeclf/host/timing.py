@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeclf.core.progress import Report
 from edgeclf.core.results import Interval, Latency
 
 ROUNDS = 20
@@ -21,8 +22,6 @@ SLICE_SECONDS = 0.06
 FEWEST, MOST = 5, 60  # timed calls in one round
 SMALLEST_RATIO = 1.02  # less than this is nothing to choose by, and may be the place of the code in memory
 WARM_UP = 2  # untimed calls at the start of a slice: the model before it left its own data in the caches
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from typing import Any
 from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe, read_recipe
 from edgeclf.host import architectures
 from edgeclf.host.batches import batch_size, training_batches, validation_batches
 from edgeclf.host.builtin import LOADERS
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, after_each_epoch, restore
-from edgeclf.host.data import Dataset, Report, make_dataset, open_catalogue
+from edgeclf.host.data import Dataset, make_dataset, open_catalogue
 from edgeclf.host.full_model import measure
 from edgeclf.host.keras import keras
 from edgeclf.host.objective import compile_model

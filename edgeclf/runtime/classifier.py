@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ class Classifier:
         and ModelError when the model answers with NaN or infinity, which is no label.
         """
         scores = self.probabilities(frame_bgr)
-        if not np.isfinite(scores).all():
+        if math.isnan(scores[0]):  # then all are
             raise ModelError(f"{self.card.name}: the model answered with scores that are not numbers (NaN or infinity)")
         labels = self.card.labels
         return [Prediction(labels[i], float(scores[i])) for i in likeliest(scores, top)]
@@ -142,9 +143,10 @@ def softmax(logits: Scores, temperature: float = 1.0) -> Scores:
 
     NaN or infinity anywhere makes the whole row NaN.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        scaled = logits / np.float32(temperature)
-        powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-        probabilities: Scores = powers / powers.sum(axis=-1, keepdims=True)
-    probabilities[~np.isfinite(logits).all(axis=-1)] = np.nan
+    if not np.isfinite(logits).all():
+        rows = np.isfinite(logits).all(axis=-1, keepdims=True)
+        return np.where(rows, softmax(np.where(rows, logits, np.float32(0)), temperature), np.float32(np.nan))
+    with np.errstate(over="ignore"):
+        powers = np.exp((logits - logits.max(axis=-1, keepdims=True)) / np.float32(temperature))
+    probabilities: Scores = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities

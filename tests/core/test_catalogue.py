@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -213,12 +214,24 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
     assert shape_of(scan(path)) == {"cat": 2, "dog": 2}
 
 
-def test_a_fingerprint_follows_names_sizes_and_marks(tmp_path: Path) -> None:
+def test_a_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
     """The same zip has the same; another picture, or another class, another."""
     first = scan(zipped(tmp_path / "a.zip", USUAL)).fingerprint
     assert scan(zipped(tmp_path / "b.zip", USUAL)).fingerprint == first
     assert scan(zipped(tmp_path / "c.zip", USUAL | {"cat/2.png": PNG + b"x"})).fingerprint != first
     assert scan(zipped(tmp_path / "d.zip", USUAL | {"dog/3.png": PNG})).fingerprint != first
+
+
+def test_a_copy_elsewhere_is_the_same_data_and_a_touched_file_only_another_cache(tmp_path: Path) -> None:
+    """A board with a copy of the folder, or a zip of it under a top folder, still knows which pictures were held out."""
+    with zipfile.ZipFile(zipped(tmp_path / "a.zip", USUAL)) as archive:
+        archive.extractall(tmp_path / "copy")
+    first = scan(tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "cat" / "1.png", (1, 1))
+    touched = scan(tmp_path / "copy")
+    wrapped = scan(zipped(tmp_path / "b.zip", {f"photos/{name}": data for name, data in USUAL.items()}))
+    assert touched.fingerprint == first.fingerprint == wrapped.fingerprint
+    assert touched.cache_key != first.cache_key
 
 
 def save(path: Path, **arrays: np.ndarray) -> Path:
