@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core import files
+from edgeclf.host import wording
 from edgeclf.host.run import open_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -90,7 +91,7 @@ def _row(name: str, path: Path) -> str:
     return (
         f"| `{name}` | {found['data']}, {full['test_pictures']:,} test pictures | {found['parameters']:,} "
         f"| {found['epochs']} epochs, {found['training_minutes']} min | {full['top1']:.2%} | {int8['top1']:.2%} "
-        f"| {100 * int8['drop']:.2f} ({100 * low:.2f} to {100 * high:.2f}) | {int8['file_bytes'] / 1024:.0f} KiB "
+        f"| {100 * int8['drop']:.2f} ({100 * low:.2f} to {100 * high:.2f}) | {wording.size(int8['file_bytes'])} "
         f"| {int8['latency_p50_ms']:.2f} ms |"
     )
 

@@ -84,13 +84,15 @@ def _print_table(done: list[Exported]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from edgeclf.host import wording
+
     pictures, full = done[0].drop.total, done[0].top1 + done[0].drop.drop
     print(f"in {done[0].path.parent}, against the full model's {full:.2%} top-1 on {pictures} held-out pictures:")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("file", overflow="fold")
-    for column in ("KiB", "top-1", "drop in points (95%)"):
+    for column in ("file size", "top-1", "drop in points (95%)"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in done:
         drop = f"{e.drop.drop * 100:+.2f} ({e.drop.interval.low * 100:+.2f} to {e.drop.interval.high * 100:+.2f})"
-        table.add_row(e.path.name, f"{e.file_bytes / 1024:.1f}", f"{e.top1:.2%}", drop)
+        table.add_row(e.path.name, wording.size(e.file_bytes), f"{e.top1:.2%}", drop)
     Console().print(table)

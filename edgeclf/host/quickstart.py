@@ -15,6 +15,7 @@ from edgeclf.core.progress import Bar
 from edgeclf.core.recipe import load_recipe
 from edgeclf.core.results import wilson
 from edgeclf.host import train as training
+from edgeclf.host import wording
 from edgeclf.host.checkpoint import OnEpoch
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.demo import PICTURE_S, render_video
@@ -59,7 +60,7 @@ def quickstart(say: Callable[[str], None], bar: Bar, on_epoch: OnEpoch | None = 
     dataset = open_dataset(run)
     say(f"3/5 evaluate: every file on the {len(dataset.parts['test'])} held-out scans")
     for variant, one in exported.items():
-        say(f"    {variant:<8} {_accuracy(one.path, dataset)}  {one.path.stat().st_size / 1024:.0f} KiB")
+        say(f"    {variant:<8} {_accuracy(one.path, dataset)}  {wording.size(one.file_bytes)}")
     say("4/5 report: every file beside the full model")
     make_report(run, bar=bar)
     say("5/5 run: a short video of held-out digits through the live loop")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from edgeclf.core import results
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import SPLITS, Catalogue, reader, split
 from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.progress import Report
 from edgeclf.runtime.classifier import Classifier, load
 from edgeclf.runtime.engine import Scores, cores
 
 CHUNK = 32  # pictures of one task: small against any data set, large against the cost of handing it out
 
-Report = Callable[[int, int], None]
 Indices = npt.NDArray[np.int64]
 
 

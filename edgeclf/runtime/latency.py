@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels, prepare
+from edgeclf.core.progress import Report
 from edgeclf.core.results import Latency, Size
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.engine import Normalize, cores
@@ -31,8 +32,6 @@ WARM_UP_RUNS = 10
 NEARLY = 1.05  # a setting within 5% of the fastest counts as good as it
 COLD_SECONDS = 120.0
 THROTTLE_BITS = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

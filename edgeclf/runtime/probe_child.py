@@ -59,10 +59,12 @@ def _run_onnx(runtime: Any, model: bytes) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    kind = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}.get(given.type, np.float32)
-    shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]
-    session.run(None, {given.name: np.zeros(shape, kind)})
+    kinds = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+    feed = {}
+    for given in session.get_inputs():
+        shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]
+        feed[given.name] = np.zeros(shape, kinds.get(given.type, np.float32))
+    session.run(None, feed)
 
 
 if __name__ == "__main__":

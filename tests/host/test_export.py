@@ -73,7 +73,15 @@ def test_exported_file_is_what_its_card_says(run, exported, variant):
     assert bundle.structure.input.type == bundle.card.io == ("uint8" if variant == "int8" else "float32")
     assert exported[variant].path == run.exported(variant)
     assert exported[variant].file_bytes == exported[variant].path.stat().st_size
-    assert bundle.card.provenance == run.card.provenance
+
+
+def test_shipped_card_tells_the_data_and_not_where_its_maker_keeps_it(run, exported):
+    """Everything else of the provenance travels; folders and the command line stay at home."""
+    shipped, own = read_bundle(exported["int8"].path).card.provenance, run.card.provenance
+    assert shipped["data"] == "colours.npz"
+    assert "command" not in shipped
+    assert {**own, "data": "colours.npz"} == {**shipped, "command": own["command"]}
+    assert str(run.folder.parent).encode() not in exported["int8"].path.read_bytes()
 
 
 @pytest.mark.parametrize("variant", ALL)

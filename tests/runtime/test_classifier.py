@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 import edgeclf
+from edgeclf.core.bundle import read_bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
 from edgeclf.runtime.classifier import Classifier, likeliest, softmax
-from edgeclf.runtime.engine import Scores
-from edgeclf.runtime.foreign import read_labels
+from edgeclf.runtime.engine import Scores, input_table
+from edgeclf.runtime.foreign import card_of, read_labels
 
 CARD = ModelCard("fake", ("a", "b", "c"), ImageSpec(4, 4))
 
@@ -178,3 +180,19 @@ def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     """Like any file."""
     with pytest.raises(ModelError, match=r"gone\.txt: the label file cannot be read"):
         read_labels(tmp_path / "gone.txt")
+
+
+def test_normalisation_comes_from_the_metadata_where_it_stands(fixtures_folder: Path) -> None:
+    """A float file with standard TFLite Metadata, without our card, needs no flag."""
+    bundle = read_bundle(fixtures_folder / "tiny-float32.tflite")
+    assert bundle.card is not None
+    found = card_of(replace(bundle, card=None))
+    assert (found.image.mean, found.image.std) == (bundle.card.image.mean, bundle.card.image.std)
+    assert found.labels == bundle.labels
+
+
+def test_pixels_go_into_a_foreign_quantised_file_as_they_are(fixtures_folder: Path) -> None:
+    """As phone libraries do: what counts is the tensor's own scale."""
+    bundle = read_bundle(fixtures_folder / "tiny-int8.tflite")
+    found = card_of(replace(bundle, card=None))
+    assert (input_table(bundle.structure.input, found.image) == np.arange(256)).all()
