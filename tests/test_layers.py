@@ -87,7 +87,7 @@ def test_only_the_picture_code_of_core_knows_opencv() -> None:
 @pytest.mark.parametrize("path", [p for p in MODULES if layer_of(p) in ("cli", "")], ids=lambda p: p.name)
 def test_the_program_loads_nothing_heavy_before_a_verb_runs(path: Path) -> None:
     """`edgeclf --help` answers in a blink: numpy, OpenCV, runtime and host are imported inside the verb."""
-    light = {"edgeclf.cli", "edgeclf.core.errors", "edgeclf.core.files"}
+    light = {"edgeclf.cli", "edgeclf.core.errors", "edgeclf.core.files", "edgeclf.core.progress"}
     for found in imports_of(path):
         if found.at_load and found.top not in sys.stdlib_module_names and found.top not in ("typer", "click"):
             assert any(found.module.startswith(name) for name in light), f"{path.name}:{found.line}: {found.module} at load"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 64  # pictures that are read to tell sizes
 MOST_LABELS = 10
+MOST_TEXT = 100
 FEW = 4  # facts that fit one line
 
 
@@ -223,7 +224,8 @@ def _text(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … (all of it with --json)"
 
 
 def _print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeclf.cli.common import print_json, say
+from edgeclf.cli.options import File, Labels, Normalize, pair
 from edgeclf.core.errors import EXIT_INTERRUPTED, ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ READER_GONE = "nobody reads standard output"
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="An exported model, NAME-int8.tflite.", show_default=False)],
+    file: File,
     source: Annotated[
         str,
         typer.Option(
@@ -58,11 +59,8 @@ def run(
     max_frames: Annotated[int | None, typer.Option(help="End after so many classified frames.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="End after this time.", min=0.1)] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the interpreter.", show_default="its own choice", min=1)] = None,
-    labels: Annotated[Path | None, typer.Option(help="A file with one label a line, for a model that carries none.")] = None,
-    normalize: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="MEAN STD", help="For a float model without card: it sees (pixel - MEAN) / STD."),
-    ] = None,
+    labels: Labels = None,
+    normalize: Normalize = None,
 ) -> None:
     """Classify a camera, video, stream or folder live.
 
@@ -82,7 +80,7 @@ def run(
     from edgeclf.runtime.live import Limits, Live, Stop, stopping_on_signals
 
     found = find_source(source, CameraSection(width, height, fps), realtime)
-    classifier = Classifier.load(file, threads, labels, normalize)
+    classifier = Classifier.load(file, threads, labels, pair(normalize) if normalize else None)
     classifier.probabilities(np.zeros((height, width, 3), np.uint8))  # the first answer is slow: before the camera opens
     limits = (threshold,) if threshold is not None else classifier.card.thresholds or (0.0,)
     rules = Rules(smooth=smooth, thresholds=limits, top=top)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeclf.cli.common import print_json, progress, say
+from edgeclf.cli.options import File, Json, Labels, Normalize, pair
 from edgeclf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,26 +21,6 @@ if TYPE_CHECKING:
 
 MOST_CLASSES_IN_MATRIX = 20
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
-
-
-def pair(text: str) -> tuple[float, float]:
-    """MEAN,STD as two numbers."""
-    try:
-        mean, std = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--normalize {text}: expected two numbers, MEAN,STD, such as 127.5,127.5") from error
-    if not std > 0:
-        raise ConfigError(f"--normalize {text}: STD must be above 0")
-    return mean, std
-
-
-File: TypeAlias = Annotated[Path, typer.Argument(help="An exported model, NAME-int8.tflite.", show_default=False)]
-Labels: TypeAlias = Annotated[Path | None, typer.Option(help="A file with one label a line, for a model that carries none.")]
-Normalize: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="MEAN,STD", help="For a float model without card: it sees (pixel - MEAN) / STD."),
-]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
 def predict(
