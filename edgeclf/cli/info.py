@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,14 +52,32 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
     from edgeclf.core.recipe import load_recipe
 
     recipes = [load_recipe(name) for name in config.names("models")]
+    measured = {r.name: _measured(config.shipped("models") / f"{r.name}.results.json") for r in recipes}
     if as_json:
-        keys = ("name", "description")
         print_json(
-            [{**{k: getattr(r, k) for k in keys}, "image_size": r.image.size, "epochs": r.training.epochs} for r in recipes]
-        )
+            [
+                {
+                    "name": r.name, "description": r.description, "image_size": r.image.size,
+                    "epochs": r.training.epochs, "measured": measured[r.name],
+                }
+                for r in recipes
+            ]
+        )  # fmt: skip
         return
-    rows = [(r.name, f"{r.image.size} px", f"{r.training.epochs} epochs", r.description) for r in recipes]
-    _print_rows(("model", "input", "training", "description"), rows)
+    rows = [(r.name, f"{r.image.size} px", _accuracies(measured[r.name]), r.description) for r in recipes]
+    _print_rows(("model", "input", "top-1 float, int8", "description"), rows)
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    """The results file beside a recipe, or None when there is none yet."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _accuracies(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not measured"
+    full, int8 = measured["full_model"]["top1"], measured["variants"]["int8"]["top1"]
+    return f"{full:.2%}, {int8:.2%} on {measured['data']}"
 
 
 def devices(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Accuracy, Interval, PairedDrop, mcnemar_p, paired_drop, score, wilson
 from edgeclf.runtime.classifier import softmax
+from edgeclf.runtime.engine import cores
 
 BATCH = 250
 SIGNIFICANT = 0.05
@@ -91,7 +91,7 @@ def answers(
     at the same time, each in one thread at once.
     """
     found: dict[str, list[Scores]] = {name: [] for name in models}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for part in batches(len(indices)):
             pictures = take(indices[part])
             running = {name: pool.submit(infer, pictures) for name, infer in models.items()}

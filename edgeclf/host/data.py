@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import builtin
 from edgeclf.host.run import Run
+from edgeclf.runtime.engine import cores
 
 PIPELINE = 1  # part of the cache key: raise it when core/image.py gives other bytes
 SHARD_BYTES = 32 << 20
@@ -127,7 +127,7 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
     digests: dict[int, npt.NDArray[np.uint64]] = {}
     broken: list[tuple[int, str]] = []
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for number, part, bad in _bounded(pool, work, -(-len(catalogue) // rows)):
             digests[number] = part
             broken += bad
@@ -145,7 +145,7 @@ def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -
     running: set[Future[Any]] = set()
     for number in range(count):
         running.add(pool.submit(work, number))
-        if len(running) >= 2 * (os.cpu_count() or 1):
+        if len(running) >= 2 * cores():
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in finished)
     yield from (future.result() for future in running)

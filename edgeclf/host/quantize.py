@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgeclf.core.tflite import TfliteModel, read_model
 from edgeclf.host.faces import with_io
 from edgeclf.host.keras import keras, tensorflow
 from edgeclf.host.quiet import quiet
+from edgeclf.runtime.engine import cores
 
 INPUT_RANGE = (-MEAN / STD, (255 - MEAN) / STD)  # gives scale 1/128 and zero point 0, so that a quantised input is pixel - 128
 OUTLYING_SHARE, OUTLYING_FACTOR = 0.02, 1.5
@@ -127,7 +127,7 @@ class _Runner:
         with warnings.catch_warnings():
             # It warns that keeping every tensor costs memory, which is what is wanted here, within `ACTIVATION_BYTES`.
             warnings.simplefilter("ignore")
-            self.interpreter = Interpreter(model_content=float32, num_threads=_threads(), experimental_preserve_all_tensors=True)
+            self.interpreter = Interpreter(model_content=float32, num_threads=cores(), experimental_preserve_all_tensors=True)
         self.input, self.watched, self.size = structure.inputs[0], watched, 0
 
     def extremes(self, pictures: Pixels) -> Extremes:
@@ -199,10 +199,6 @@ def _int8() -> Any:
 
 RECIPES = {"float16": _float16, "dynamic-w8": _dynamic, "int8": _int8}
 VARIANTS = ("float32", *RECIPES)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _made(make: Callable[[], bytes], complaint: str) -> bytes:
