@@ -228,10 +228,10 @@ def _checked(catalogue: Catalogue) -> Catalogue:
     source, labels = catalogue.source, catalogue.labels
     if not len(catalogue):
         raise DataError(f"{source}: no pictures found; expected CLASS/picture.jpg, optionally under train/, val/, test/")
-    if len(labels) < 2:
-        raise DataError(f"{source}: only one class, {labels[0]!r}; a classifier needs at least two class folders")
     if catalogue.empty_classes:
         raise DataError(f"{source}: class {catalogue.empty_classes[0]!r} has no pictures; add some or remove the folder")
+    if len(labels) < 2:
+        raise DataError(f"{source}: only one class, {labels[0]!r}; a classifier needs at least two class folders")
     return catalogue
 
 
