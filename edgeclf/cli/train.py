@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,6 +106,7 @@ def quickstart(
 
     done = whole_job(say, progress, epoch_line, out)
     say(in_words(done.summary))
+    program = _as_typed()
     print(
         f"""
 Done in {done.seconds:.0f} s; the live loop named {done.named_right:.0%} of the video's frames right.
@@ -112,11 +115,16 @@ Done in {done.seconds:.0f} s; the live loop named {done.named_right:.0%} of the 
   int8 file  {done.int8}
 
 See it again:
-  edgeclf run {done.int8} --source {done.video}
+  {program} run {done.int8} --source {done.video}
 
 Your own pictures, one folder a class:
-  edgeclf train compact photos/
-  edgeclf export --int8
-  edgeclf report
-  edgeclf run runs/compact-photos/compact-photos-int8.tflite --source 0"""
+  {program} train compact photos/
+  {program} export --int8
+  {program} report
+  {program} run runs/compact-photos/compact-photos-int8.tflite --source 0"""
     )
+
+
+def _as_typed() -> str:
+    """How this program can be called again from here: by its name where the shell finds it, else as it was started."""
+    return "edgeclf" if shutil.which("edgeclf") == shutil.which(sys.argv[0]) else sys.argv[0]

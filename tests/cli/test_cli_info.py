@@ -94,3 +94,17 @@ def test_devices_as_json_hold_their_budgets(cli_here: Cli) -> None:
     found = {entry["name"]: entry for entry in json.loads(cli_here("devices", "--json").stdout)}
     assert found["raspberry-pi-5"]["dot_product"] is True
     assert found["raspberry-pi-zero-2w"]["budget"]["memory_mb"] < 512
+
+
+def test_models_shows_what_was_measured_and_says_so_where_nothing_was(cli_here, tmp_path, monkeypatch):
+    """The figures come from the results file beside the recipe."""
+    results = {"full_model": {"top1": 0.5}, "variants": {"int8": {"top1": 0.25}}, "data": "pets.zip"}
+    (tmp_path / "a.toml").write_text('name="a"\ndescription="d"\n[model]\narchitecture="compact"\n[image]\nsize=32\n')
+    (tmp_path / "b.toml").write_text('name="b"\ndescription="d"\n[model]\narchitecture="compact"\n[image]\nsize=32\n')
+    (tmp_path / "a.results.json").write_text(json.dumps(results))
+    monkeypatch.setattr("edgeclf.core.config.shipped", lambda kind: tmp_path)
+    answer = cli_here("models").stdout
+    assert "50.00%, 25.00% on pets.zip" in answer
+    assert "not measured" in answer
+    measured = {row["name"]: row["measured"] for row in json.loads(cli_here("models", "--json").stdout)}
+    assert measured == {"a": results, "b": None}
