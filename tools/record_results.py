@@ -71,34 +71,57 @@ def _variant(variant: dict[str, Any], instructions: dict[str, Any]) -> dict[str,
     }
 
 
+HEAD = (
+    "model", "data", "parameters", "training", "float top-1", "int8 top-1", "drop, points (95% interval)",
+    "int8 file", "int8 p50", "instructions, emulated Pi 4 / Pi 5",
+)  # fmt: skip
+
+
 def table(folder: Path) -> str:
     """One row a recipe: its full model, and what int8 makes of it."""
-    rows = [
-        "| model | data | parameters | training | float top-1 | int8 top-1 "
-        "| drop, points (95% interval) | int8 file | int8 p50 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = [HEAD, ("---",) * len(HEAD)]
     rows += [_row(path.stem, folder / f"{path.stem}.results.json") for path in sorted(folder.glob("*.toml"))]
-    return "\n".join(rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _row(name: str, path: Path) -> str:
+def _row(name: str, path: Path) -> tuple[str, ...]:
     if not path.is_file():
-        return f"| `{name}` | {NOT_MEASURED} |" + " |" * 7
+        return (f"`{name}`", NOT_MEASURED, *[""] * (len(HEAD) - 2))
     found = json.loads(path.read_text())
     int8, full = found["variants"]["int8"], found["full_model"]
     low, high = int8["drop_interval"]["low"], int8["drop_interval"]["high"]
     return (
-        f"| `{name}` | {found['data']}, {full['test_pictures']:,} test pictures | {found['parameters']:,} "
-        f"| {found['epochs']} epochs, {found['training_minutes']} min | {full['top1']:.2%} | {int8['top1']:.2%} "
-        f"| {100 * int8['drop']:.2f} ({100 * low:.2f} to {100 * high:.2f}) | {wording.size(int8['file_bytes'])} "
-        f"| {int8['latency_p50_ms']:.2f} ms |"
+        f"`{name}`",
+        f"{found['data']}, {full['test_pictures']:,} test pictures",
+        f"{found['parameters']:,}",
+        f"{found['epochs']} epochs, {found['training_minutes']} min",
+        f"{full['top1']:.2%}",
+        f"{int8['top1']:.2%}",
+        f"{100 * int8['drop']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
+        wording.size(int8["file_bytes"]),
+        f"{wording.milliseconds(int8['latency_p50_ms'])} ms",
+        _instructions(int8["instructions"]),
     )
 
 
-def _machine_line(folder: Path) -> str:
-    machines = {json.dumps(json.loads(p.read_text())["machine"]) for p in folder.glob("*.results.json")}
-    return "Measured on: " + "; ".join(sorted(str(json.loads(m)) for m in machines)) + "." if machines else ""
+def _instructions(counted: dict[str, int] | str) -> str:
+    if isinstance(counted, str):
+        return counted
+    return " / ".join(f"{counted[board]:,}" if board in counted else NOT_MEASURED for board in ("pi4", "pi5"))
+
+
+def machines(folder: Path) -> str:
+    """Where the figures of the table come from, as one sentence."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.results.json"))]
+    places = {f"{f['machine']['cpu']}, {f['machine']['cores']} cores, Python {f['machine']['python']}" for f in found}
+    runtimes = {f["variants"]["int8"]["runtime"] for f in found}
+    if not found:
+        return ""
+    return (
+        f"Measured on {'; '.join(sorted(places))}, shared with other work. p50: one picture, one thread, "
+        f"{'; '.join(sorted(runtimes))}. "
+        "Training minutes include whatever else the machine did. Instructions are counts, not latency."
+    )
 
 
 def main() -> None:
@@ -114,7 +137,7 @@ def main() -> None:
     readme = REPOSITORY / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    files.write_text(readme, f"{before}{BEGIN}\n{table(models)}\n\n{_machine_line(models)}\n{END}{after}")
+    files.write_text(readme, f"{before}{BEGIN}\n{table(models)}\n\n{machines(models)}\n{END}{after}")
 
 
 if __name__ == "__main__":
