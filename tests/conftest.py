@@ -1,10 +1,11 @@
-"""What every test may ask for: the program as a function, the fixture files, the measuring data, a cache of its own."""
+"""What every test may ask for: the program as a function, the fixture files, a cache of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CHILD_SECONDS = 300
 
 # The same few examples at every run: a suite that fails only now and then is not believed.
@@ -58,25 +58,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_a_terminal() -> Iterator[None]:
+    """Under nohup, or in the background of a script, SIGINT and SIGHUP are ignored, here and in every child."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.fixture(scope="session")
 def fixtures_folder() -> Path:
     """The small files kept with the tests."""
     return Path(__file__).parent / "fixtures"
-
-
-@pytest.fixture(scope="session")
-def repository() -> Path:
-    """The top of the checkout."""
-    return REPOSITORY
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of large measuring data beside the checkout; the test is skipped where it is absent."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not (folder / "cifar10-jpeg.zip").is_file():
-        pytest.skip("needs the measuring data in ../shared/data")
-    return folder
 
 
 @pytest.fixture(scope="session")

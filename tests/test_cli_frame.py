@@ -161,3 +161,76 @@ def test_an_opencv_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "apt-get install libgl1" in done.stderr
     assert "opencv-python-headless" in done.stderr
+
+
+def in_a_shell(redirection: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The program with its streams as a shell's `redirection` makes them."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "edgeclf", *map(str, arguments)],
+        env={**os.environ, **environment}, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(redirection: str, fixtures_folder: Path) -> None:
+    """As a service manager may start it; the answer then goes nowhere."""
+    done = in_a_shell(redirection, "predict", fixtures_folder / "tiny-int8.tflite", fixtures_folder / "pictures/grey.png")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux' /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [("models",), ("devices", "--json"), ("run", "FILE", "-s", "synthetic", "--max-frames=2", "--json")]
+)
+def test_a_full_disk_behind_standard_output_is_named(arguments: tuple[str, ...], fixtures_folder: Path) -> None:
+    """Exit code 8 and one line, not an unforeseen error, nor Python's own complaint at its end."""
+    file = str(fixtures_folder / "tiny-int8.tflite")
+    done = in_a_shell(">/dev/full", *(file if word == "FILE" else word for word in arguments))
+    assert done.returncode == errors.StorageError.exit_code
+    assert done.stderr == b"edgeclf: standard output: cannot write: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux' /dev/full")
+def test_a_full_disk_behind_standard_error_changes_no_exit_code(fixtures_folder: Path) -> None:
+    """What cannot be said is not said, and the answer stays."""
+    pictures = fixtures_folder / "pictures"
+    done = in_a_shell(
+        "2>/dev/full", "predict", fixtures_folder / "tiny-int8.tflite", pictures / "truncated.jpg", pictures / "grey.png"
+    )
+    assert done.returncode == errors.DataError.exit_code
+    assert b"grey.png: " in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8:strict", b"caf\xe9.png: "), ("ascii:strict", rb"caf\udce9.png: ")])
+def test_a_file_name_that_no_encoding_holds_is_answered(
+    encoding: str, shown: bytes, fixtures_folder: Path, tmp_path: Path
+) -> None:
+    """Cameras and old cards write such names; in UTF-8 the very bytes come out."""
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes((fixtures_folder / "pictures/grey.png").read_bytes())
+    done = in_a_shell("", "predict", fixtures_folder / "tiny-int8.tflite", tmp_path, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+
+
+def test_a_name_that_is_too_long_is_one_line(cli_here: Cli, fixtures_folder: Path) -> None:
+    """The system refuses to look for it, which is foreseen for every verb that takes a path."""
+    model, long = fixtures_folder / "tiny-int8.tflite", "x" * 5000
+    for arguments in (("predict", model, long), ("predict", long, long), ("inspect", long), ("evaluate", model, long)):
+        answer = cli_here(*arguments)
+        assert answer.code in (4, 5, 8), (arguments[0], answer.code)
+        assert answer.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_the_program_is_imported_exits_with_130() -> None:
+    """The imports take most of the time of a short command; no traceback then either."""
+    code = (
+        "import sys\nfrom edgeclf.__main__ import main\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (errors.EXIT_INTERRUPTED, b"")

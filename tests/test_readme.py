@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -117,9 +119,42 @@ def test_the_two_commands_come_first() -> None:
     assert "\nmake quickstart\nmake test\n" in head
 
 
-def test_the_place_of_the_model_table_is_marked() -> None:
-    """tools/record_results.py writes between these."""
-    assert re.search(r"<!-- models:begin -->.*<!-- models:end -->", text_of("README.md"), re.DOTALL)
+def load_tool(name: str) -> ModuleType:
+    """A file of tools/ as a module; that folder is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def between(begin: str, end: str) -> str:
+    """What the README says between two marks, which must be there."""
+    return text_of("README.md").split(begin)[1].split(end)[0].strip()
+
+
+def test_the_model_table_is_that_of_the_results_files() -> None:
+    """tools/record_results.py writes it from models/*.results.json; a figure typed by hand, or an old one, shows here."""
+    tool, models = load_tool("record_results"), REPOSITORY / "models"
+    assert between(tool.BEGIN, tool.END) == f"{tool.table(models)}\n\n{tool.machines(models)}".strip()
+
+
+def test_the_benchmarks_are_those_of_the_results_files() -> None:
+    """tools/write_measured.py writes them from tools/results/*.json."""
+    tool = load_tool("write_measured")
+    assert between(tool.BEGIN, tool.END) == tool.table()
+
+
+def test_the_benchmarks_name_the_machine_that_measured_them() -> None:
+    """Cores and processor, where a result says them; and a tool and a place in the table for every results file."""
+    tool = load_tool("write_measured")
+    assert {path.stem for path in tool.RESULTS.glob("*.json")} == set(tool.TOOLS)
+    for path in tool.RESULTS.glob("*.json"):
+        machine = json.loads(path.read_text(encoding="utf-8")).get("machine")
+        assert machine is None or f"On {machine['cores']} cores of an {machine['cpu']}" in text_of("README.md")
+    for name in tool.TOOLS.values():
+        assert (REPOSITORY / "tools" / name).is_file()
 
 
 @pytest.fixture(scope="module")

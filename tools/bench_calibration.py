@@ -18,6 +18,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from edgeclf.core.files import write_json
+from edgeclf.runtime.latency import this_machine
+
 MAKE_MODEL = """
 import sys
 from pathlib import Path
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    result: dict[str, object] = {}
+    result: dict[str, object] = {"machine": vars(this_machine())}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         child(MAKE_MODEL, folder, folder / "model.tflite")
@@ -83,7 +86,7 @@ def main() -> None:
             result[name] = {"tenth": tenth, "whole": whole, "memory_ratio": round(whole["peak_mb"] / tenth["peak_mb"], 3)}
     print(json.dumps(result, indent=2))
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

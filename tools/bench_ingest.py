@@ -17,6 +17,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from edgeclf.core.files import write_json
+from edgeclf.runtime.latency import this_machine
+
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
@@ -60,10 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tenth = measured(subset(options.archive, 0.1, Path(scratch, "tenth.zip")), f"{scratch}/a")
         whole = measured(options.archive, f"{scratch}/b")
-    result = {"tenth": tenth, "whole": whole, "memory_ratio": round(whole["peak_mb"] / tenth["peak_mb"], 3)}
+    ratio = round(whole["peak_mb"] / tenth["peak_mb"], 3)
+    result = {"machine": vars(this_machine()), "tenth": tenth, "whole": whole, "memory_ratio": ratio}
     print(json.dumps(result, indent=2))
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

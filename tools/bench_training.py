@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from edgeclf.core.catalogue import scan
+from edgeclf.core.files import write_json
 from edgeclf.core.recipe import load_recipe
 from edgeclf.host import architectures
 from edgeclf.host.augment import normalise
@@ -22,6 +23,7 @@ from edgeclf.host.batches import training_batches
 from edgeclf.host.data import make_dataset
 from edgeclf.host.keras import keras, tensorflow
 from edgeclf.host.objective import compile_model
+from edgeclf.runtime.latency import this_machine
 
 
 def bare_batches(dataset, recipe):
@@ -70,6 +72,7 @@ def main() -> None:
     times = [(bare(options.steps), ours(options.steps)) for _ in range(options.rounds)]
     ratios = [b / o for b, o in times]
     result = {
+        "machine": vars(this_machine()),
         "recipe": recipe.name,
         "speed_against_bare_fit": round(statistics.median(ratios), 3),
         "rounds": [round(r, 3) for r in ratios],
@@ -77,7 +80,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

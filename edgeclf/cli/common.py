@@ -34,8 +34,9 @@ def print_json(value: Any) -> None:
 
 
 def say(message: str) -> None:
-    """A line for the person, on standard error, so that standard output stays for answers."""
-    print(message, file=sys.stderr)
+    """A line for the person, on standard error, so that standard output stays for answers; lost when that refuses."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def need_training(verb: str) -> None:

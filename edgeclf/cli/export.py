@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +73,8 @@ def _answer(done: list[Exported], folder: Path, data: str, as_json: bool) -> Non
         print_json({"run": str(folder), "files": [_row(e) for e in done]})
     elif done:
         _print_table(done)
-        print(f"next: edgeclf report {folder}   or: edgeclf evaluate {done[-1].path} {data}")
+        run, file, pictures = (shlex.quote(str(part)) for part in (folder, done[-1].path, data))
+        print(f"next: edgeclf report {run}   or: edgeclf evaluate {file} {pictures}")
 
 
 def _row(exported: Exported) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclf.cli.common import print_json
-from edgeclf.core.errors import ConfigError, EdgeclfError
+from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgeclf.core.bundle import Bundle
+    from edgeclf.core.card import ModelCard
     from edgeclf.core.catalogue import Catalogue
+    from edgeclf.runtime.classifier import Classifier
 
 SAMPLE = 64  # pictures that are read to tell sizes
 MOST_LABELS = 10
@@ -120,7 +122,8 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": str(path), "file_bytes": size.file_bytes, "gzip_bytes": size.gzip_bytes}
     if path.suffix.lower() != ".onnx":
         facts |= _structure_facts(bundle)
-    return facts | _card_facts(bundle) | _trial(bundle)
+    trial, card = _trial(bundle)
+    return facts | _card_facts(bundle, card) | trial
 
 
 def _structure_facts(bundle: Bundle) -> dict[str, Any]:
@@ -145,31 +148,44 @@ def _tensor_facts(tensor: Any) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "type": tensor.type, "scale": scale, "zero_point": zero}
 
 
-def _card_facts(bundle: Bundle) -> dict[str, Any]:
-    """The card, whose checksum has been compared when the file was read; or that there is none."""
+def _card_facts(bundle: Bundle, known: ModelCard | None) -> dict[str, Any]:
+    """The card, `known` or of the bundle, whose checksum has been compared when that was read; or that there is none."""
     import json
 
-    if bundle.card is None:
+    shown = bundle.card or known
+    if shown is None:
         return {"card": None, "labels": list(bundle.labels)}
-    card = json.loads(bundle.card.to_json())
+    card = json.loads(shown.to_json())
     del card["self_test"]
-    return {"sha256": "matches the card", "labels": card.pop("labels"), "card": card}
+    checked = {"sha256": "matches the card"} if bundle.card else {}
+    return {**checked, "labels": card.pop("labels"), "card": card}
 
 
-def _trial(bundle: Bundle) -> dict[str, Any]:
-    """Whether it runs here, and whether it computes what was shipped."""
+def _trial(bundle: Bundle) -> tuple[dict[str, Any], ModelCard | None]:
+    """Whether it runs here, and whether it computes what was shipped; and its own card, which ONNX shows only when open."""
     from dataclasses import asdict
 
-    from edgeclf.runtime.classifier import from_bundle
     from edgeclf.runtime.selftest import self_test
 
     try:
-        normalize = None if bundle.card else (128.0, 128.0)  # only to see that it computes
-        classifier = from_bundle(bundle, 1, normalize=normalize)
+        classifier = _opened(bundle)
+        result = self_test(classifier.engine, classifier.card)
     except EdgeclfError as error:
-        return {"runs_here": False, "reason": str(error)}
-    result = self_test(classifier.engine, classifier.card)
-    return {"runs_here": True, "runtime": classifier.engine.runtime, "self_test": asdict(result) if result else None}
+        return {"runs_here": False, "reason": str(error)}, None
+    facts = {"runs_here": True, "runtime": classifier.engine.runtime, "self_test": asdict(result) if result else None}
+    return facts, classifier.card if classifier.own else None
+
+
+def _opened(bundle: Bundle) -> Classifier:
+    """A float file that says nothing of normalisation is opened with any, only to see that it computes."""
+    from edgeclf.runtime.classifier import from_bundle
+
+    try:
+        return from_bundle(bundle, 1)
+    except ModelError:
+        if bundle.card:
+            raise
+        return from_bundle(bundle, 1, normalize=(128.0, 128.0))
 
 
 def _inspect_data(data: str) -> dict[str, Any]:
@@ -225,9 +241,10 @@ def _sample(catalogue: Catalogue) -> dict[str, Any]:
 def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """One fact a line; tables are indented, long lists cut."""
     width = max(len(key) for key in facts)
-    for key, value in facts.items():
+    for name, value in facts.items():
+        key = _plain(name)
         if isinstance(value, dict) and 0 < len(value) <= FEW and not any(isinstance(v, dict) for v in value.values()):
-            print(f"{indent}{key:<{width}}  " + "  ".join(f"{k} {_text(v)}" for k, v in value.items()))
+            print(f"{indent}{key:<{width}}  " + "  ".join(f"{_plain(k)} {_text(v)}" for k, v in value.items()))
         elif isinstance(value, dict) and value:
             print(f"{indent}{key}")
             _print_facts(value, indent + "  ")
@@ -238,13 +255,18 @@ def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
 def _text(value: object) -> str:
     if isinstance(value, list):
         rest = f" and {len(value) - MOST_LABELS} more" if len(value) > MOST_LABELS else ""
-        return (", ".join(map(str, value[:MOST_LABELS])) or "none") + rest
+        return (_plain(", ".join(map(str, value[:MOST_LABELS]))) or "none") + rest
     if value in (None, {}, ""):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = f"{value:,}" if isinstance(value, int) else str(value)
+    text = _plain(f"{value:,}" if isinstance(value, int) else str(value))
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … (all of it with --json)"
+
+
+def _plain(text: str) -> str:
+    """What a file says of itself, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

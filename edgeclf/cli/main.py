@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgeclf.cli import export, info, live, measure, report, train
-from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError
+from edgeclf.cli import export, info, live, measure, report, streams, train
+from edgeclf.cli.common import say
+from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError, StorageError
 
 
 class _Interrupted(Exception):
@@ -78,29 +79,37 @@ def _options(
 
 def main() -> None:
     """Run the program and exit; see `edgeclf.core.errors` for the exit codes."""
+    streams.settle()
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
-    except EdgeclfError as error:
-        if os.environ.get("EDGECLF_DEBUG"):
-            raise
-        _complain(str(error))
-        sys.exit(error.exit_code)
     except (_Interrupted, KeyboardInterrupt):
         _complain("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except (_ReaderGone, BrokenPipeError):
-        # Nothing is left to say to it; what Python still holds back for it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.abandon_output()
         sys.exit(0)
     except Exception as error:
         if os.environ.get("EDGECLF_DEBUG"):
             raise
-        _complain(f"unforeseen {type(error).__name__}: {error}; run again as: edgeclf --debug …")
-        sys.exit(EXIT_UNFORESEEN)
+        message, code = _foreseen(error)
+        _complain(message)
+        sys.exit(code)
+
+
+def _foreseen(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, EdgeclfError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and streams.is_full(error):
+        streams.abandon_output()
+        return f"standard output: cannot write: {error.strerror}", StorageError.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", StorageError.exit_code
+    return f"unforeseen {type(error).__name__}: {error}; run again as: edgeclf --debug …", EXIT_UNFORESEEN
 
 
 def _complain(message: str) -> None:
-    print(f"edgeclf: {' '.join(message.split())}", file=sys.stderr)
+    say(f"edgeclf: {' '.join(message.split())}")

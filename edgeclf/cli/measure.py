@@ -125,16 +125,20 @@ def _count(threads: str) -> int:
 
 
 def _pictures(images: list[Path]) -> list[Path]:
-    """The pictures that were named, and those in folders that were."""
-    from edgeclf.core.image import EXTENSIONS
-
+    """The pictures that were named, and those in folders that were; hidden ones left out, as everywhere."""
     found: list[Path] = []
     for image in images:
-        inside = sorted(p for p in image.rglob("*") if p.suffix.lower() in EXTENSIONS) if image.is_dir() else [image]
+        inside = sorted(p for p in image.rglob("*") if _is_picture(p)) if image.is_dir() else [image]
         if not inside:
             raise DataError(f"{image}: no pictures in this folder")
         found += inside
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    from edgeclf.core.image import EXTENSIONS
+
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def _answer(classifier: Classifier, image: Path, top: int) -> dict[str, Any]:

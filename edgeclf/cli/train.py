@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(
         test = run.card.accuracy["model"]["test"]
         low, high = test["low"], test["high"]
         print(f"{run.folder}: test top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}) on {test['pictures']} pictures")
-        print(f"next: edgeclf export {run.folder} --all")
+        print(f"next: edgeclf export {shlex.quote(str(run.folder))} --all")
 
 
 def describe(job: Job) -> None:

@@ -9,8 +9,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import IO, NoReturn, TypeAlias
 
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import EXTENSIONS, MAX_ENCODED_BYTES
@@ -33,7 +33,7 @@ def folder_entries(top: Path) -> Iterator[Entry]:
     Links are followed, since data sets are often made of them; a folder that was visited is not entered again.
     """
     visited: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(top, followlinks=True):
+    for folder, subfolders, files in os.walk(top, onerror=_unreadable, followlinks=True):
         here = Path(folder).stat()
         if (here.st_dev, here.st_ino) in visited:
             subfolders.clear()
@@ -51,8 +51,14 @@ def folder_entries(top: Path) -> Iterator[Entry]:
                 status = path.stat()
             except FileNotFoundError as error:
                 raise DataError(f"{path}: is a link to nowhere; remove it or restore what it leads to") from error
+            except OSError as error:
+                _unreadable(error)
             if stat.S_ISREG(status.st_mode):
                 yield (relative / name).as_posix(), status.st_size, status.st_mtime_ns, 0, 0, 0
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def tar_entries(path: Path) -> Iterator[Entry]:
@@ -65,7 +71,10 @@ def tar_entries(path: Path) -> Iterator[Entry]:
                 count = _counted(path, count)
                 if hidden(member.name) or not (member.isfile() or member.isdir()):
                     continue
-                name = member.name.removeprefix("./") + ("/" if member.isdir() else "")
+                name = PurePosixPath(member.name).as_posix()  # without "./", which `tar -C photos .` puts before every name
+                if name == ".":
+                    continue
+                name += "/" if member.isdir() else ""
                 yield name, member.size, int(member.mtime), member.offset_data, member.size, 0
     except tarfile.TarError as error:
         hint = f"; unpack the compression first: gunzip {path.name}" if path.suffix in (".gz", ".tgz") else ""

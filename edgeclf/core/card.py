@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
 
 SCHEMA = 1
+MOST_GOLDEN = 64  # pictures of a self-test
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6  # beyond these float32 gives NaN or nothing but ties
 Io = Literal["uint8", "int8", "float32"]
 
 
@@ -29,6 +33,14 @@ class SelfTest:
     outputs: tuple[tuple[float, ...], ...]
     tolerance: float
     runtime: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed = {self.seed}: must lie between 0 and {(1 << 32) - 1}")
+        if not 1 <= len(self.outputs) <= MOST_GOLDEN or len({len(row) for row in self.outputs}) != 1:
+            raise ConfigError(f"outputs: must be 1 to {MOST_GOLDEN} rows of one length")
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ConfigError(f"tolerance = {self.tolerance}: must be finite and not below 0")
 
 
 def golden_inputs(seed: int, count: int, shape: tuple[int, int, int]) -> Pixels:
@@ -66,12 +78,18 @@ class ModelCard:
             raise ConfigError(f"labels: {len(self.labels)} given; a classifier needs at least 2")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError("labels: some occur twice")
-        if any(not label.strip() or any(c in label for c in "\r\n") for label in self.labels):
-            raise ConfigError("labels: a label is blank or has a line break")
+        if any(not label.strip() or has_control_character(label) for label in self.labels):
+            raise ConfigError("labels: a label is blank or has a line break or another control character")
+        if has_control_character(self.name):
+            raise ConfigError("name: has a control character")
         if self.thresholds and len(self.thresholds) != len(self.labels):
             raise ConfigError(f"thresholds: {len(self.thresholds)} for {len(self.labels)} labels")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature = {self.temperature}: must be above 0")
+        if not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            raise ConfigError("thresholds: each must lie between 0 and 1")
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            raise ConfigError(
+                f"temperature = {self.temperature}: must be above 0 (from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g})"
+            )
 
     def to_json(self) -> str:
         """Sorted JSON, the same bytes for the same card."""
@@ -82,6 +100,7 @@ class ModelCard:
         """The card in `text`; raises ModelError, naming `where`, for anything that is not a whole, known card."""
         try:
             table = json.loads(text)
+            json.dumps(table, allow_nan=False)  # NaN and infinity, which Python reads, are no JSON
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{where}: the model card is not valid JSON") from error
         if not isinstance(table, dict) or table.pop("edgeclf", None) != SCHEMA:
@@ -90,3 +109,8 @@ class ModelCard:
             return config.build(cls, {k: v for k, v in table.items() if v is not None}, where)
         except ConfigError as error:
             raise ModelError(f"model card: {error}") from error
+
+
+def has_control_character(text: str) -> bool:
+    """Whether `text` could move a terminal's cursor, break a line, or cannot be written as UTF-8."""
+    return not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)

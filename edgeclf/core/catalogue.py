@@ -10,6 +10,7 @@ import array
 import hashlib
 import sys
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -31,6 +32,7 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 UNSPLIT = -1
 MAX_CLASSES = 100_000
+NO_LABEL = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: control characters, broken encoding, line and paragraph ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ class Catalogue:
 def scan(source: Path) -> Catalogue:
     """List the pictures of a folder, .zip, .tar or .npz.
 
-    Raises DataError when there is no such thing, no picture, fewer than two classes, or a class without pictures.
+    Raises DataError when there is no such thing, no picture, fewer than two classes, a class without pictures, or one whose
+    name cannot stand on a line of its own, as it must in an exported file.
     """
     if source.is_dir():
         return _catalogue(source, "folder", archive.folder_entries(source))
@@ -147,20 +150,31 @@ def split(catalogue: Catalogue, seed: int, val: float, val_pictures: int, test: 
 
     Folders named train, val or test are kept as they are; what is missing is drawn from train, stratified: `test` as a
     share, then `val` as a share of what is left, at most `val_pictures` in all. Every class keeps at least one picture
-    in each part, or DataError is raised.
+    in train and in each part that is drawn, or DataError is raised.
     """
     parts = {name: np.flatnonzero(catalogue.folders == i) for i, name in enumerate(SPLITS)}
     parts["train"] = np.flatnonzero((catalogue.folders == 0) | (catalogue.folders == UNSPLIT))
+    _check_enough(catalogue, parts)
     random = np.random.RandomState(seed)  # the frozen generator: the same stream in every numpy
     if not len(parts["test"]):
         parts["test"], parts["train"] = _draw(catalogue, parts["train"], test, random)
     if not len(parts["val"]):
         share = min(val, val_pictures / max(1, len(parts["train"])))
         parts["val"], parts["train"] = _draw(catalogue, parts["train"], share, random)
-    missing = np.setdiff1d(np.arange(len(catalogue.labels)), catalogue.classes[parts["train"]])
-    if len(missing):
-        raise DataError(f"{catalogue.source}: class {catalogue.labels[missing[0]]!r} has no training picture; add some")
     return parts
+
+
+def _check_enough(catalogue: Catalogue, parts: dict[str, npt.NDArray[np.int64]]) -> None:
+    """One training picture a class, and one for each part that must be drawn from them."""
+    drawn = [name for name in ("val", "test") if not len(parts[name])]
+    purpose = f" to hold some out for {' and '.join(drawn)}" if drawn else ""
+    counts = np.bincount(catalogue.classes[parts["train"]], minlength=len(catalogue.labels)).tolist()
+    for label, count in zip(catalogue.labels, counts, strict=True):
+        if count <= len(drawn):
+            raise DataError(
+                f"{catalogue.source}: class {label!r} has {count} picture(s) to train on; "
+                f"it needs at least {1 + len(drawn)}{purpose}"
+            )
 
 
 def _draw(
@@ -168,10 +182,8 @@ def _draw(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Take `share` of each class from `pool`, at least one picture; returns (taken, left), both sorted."""
     taken = []
-    for i, label in enumerate(catalogue.labels):
+    for i in range(len(catalogue.labels)):
         members = pool[catalogue.classes[pool] == i]
-        if len(members) < 2:
-            raise DataError(f"{catalogue.source}: class {label!r} has {len(members)} picture(s) to split; it needs at least 3")
         count = min(len(members) - 1, max(1, round(len(members) * share)))
         taken.append(random.permutation(members)[:count])
     chosen = np.sort(np.concatenate(taken))
@@ -232,6 +244,11 @@ def _checked(catalogue: Catalogue) -> Catalogue:
         raise DataError(f"{source}: class {catalogue.empty_classes[0]!r} has no pictures; add some or remove the folder")
     if len(labels) < 2:
         raise DataError(f"{source}: only one class, {labels[0]!r}; a classifier needs at least two class folders")
+    for label in labels:
+        if not label.strip() or any(unicodedata.category(c) in NO_LABEL for c in label):
+            raise DataError(f"{source}: class {label!r}: is blank, or has a line break or a broken character; rename it")
+    if len(set(labels)) < len(labels):
+        raise DataError(f"{source}: class {max(labels, key=labels.count)!r} is named twice; give each its own name")
     return catalogue
 
 

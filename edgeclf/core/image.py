@@ -7,7 +7,6 @@ input quantisation is exactly that. Every step gives the same bytes on x86 and o
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ Fit = Literal["stretch", "crop", "pad"]
 Colour = Literal["rgb", "bgr", "grey"]
 
 MEAN = STD = 128.0
+MOST = 1e6  # of mean and std; beyond it float32 has no room for pixels
 MAX_ENCODED_BYTES = 256 << 20
 # In entropy-coded data FF is followed by 00 or a restart marker; anything else begins a segment.
 _MARKER, _END_OF_IMAGE, _MARKERS_ALONE = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"), 0xD9, frozenset((0x01, 0xD8))
@@ -70,8 +70,8 @@ class ImageSpec:
             raise ConfigError(f"fit {self.fit!r}: expected one of: {', '.join(get_args(Fit))}")
         if self.colour not in get_args(Colour):
             raise ConfigError(f"colour {self.colour!r}: expected one of: {', '.join(get_args(Colour))}")
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise ConfigError(f"mean {self.mean}, std {self.std}: must be finite, and std above 0")
+        if not (abs(self.mean) <= MOST and 1 / MOST <= self.std <= MOST):
+            raise ConfigError(f"mean {self.mean:g}, std {self.std:g}: must be finite, below {MOST:g}, and std above {1 / MOST:g}")
 
     @property
     def channels(self) -> int:

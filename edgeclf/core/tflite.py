@@ -78,10 +78,6 @@ class Tensor:
         return self.buffer_bytes > 0
 
     @property
-    def per_channel(self) -> bool:
-        return len(self.scales) > 1
-
-    @property
     def elements(self) -> int:
         return math.prod(self.shape)
 

@@ -50,8 +50,15 @@ def _batches(dataset: Dataset, section: TrainingSection, first_epoch: int) -> It
 def validation_batches(dataset: Dataset) -> Any:
     """The validation part in order, normalised, as a finite `tf.data.Dataset`."""
     tf = tensorflow()
-    pictures = tf.data.Dataset.from_tensor_slices((dataset.pictures("val"), dataset.classes_of("val")))
-    return pictures.batch(VALIDATION_BATCH).map(lambda x, y: (normalise(x), y))
+    part = dataset.parts["val"]
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        for first in range(0, len(part), VALIDATION_BATCH):
+            chosen = part[first : first + VALIDATION_BATCH]
+            yield dataset.shards.take(chosen), dataset.catalogue.classes[chosen]
+
+    signature = tf.TensorSpec((None, *dataset.shards.shape), tf.uint8), tf.TensorSpec((None,), tf.int32)
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).map(lambda x, y: (normalise(x), y))
 
 
 def batch_size(dataset: Dataset, section: TrainingSection) -> int:

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgeclf.core import files
-from edgeclf.core.errors import EdgeclfError
+from edgeclf.core.errors import EdgeclfError, ModelError
 from edgeclf.core.progress import Report
 from edgeclf.host.keras import keras
 from edgeclf.host.run import HISTORY
@@ -58,16 +60,22 @@ def after_each_epoch(
 
 
 def restore(folder: Path, model: Any) -> list[Row]:
-    """Load the checkpoint in `folder` into `model` and its optimiser; the history so far, empty without a checkpoint."""
+    """Load the checkpoint in `folder` into `model` and its optimiser; the history so far, empty without a checkpoint.
+
+    Raises ModelError for a damaged one.
+    """
     path = folder / CHECKPOINT
     if not path.exists():
         return []
     model.optimizer.build(model.trainable_variables)
-    with np.load(path, allow_pickle=False) as saved:
-        for prefix, variables in (("w", model.weights), ("o", model.optimizer.variables)):
-            for i, variable in enumerate(variables):
-                variable.assign(saved[f"{prefix}{i}"])
-        history: list[Row] = json.loads(saved["history"].tobytes())
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            for prefix, variables in (("w", model.weights), ("o", model.optimizer.variables)):
+                for i, variable in enumerate(variables):
+                    variable.assign(saved[f"{prefix}{i}"])
+            history: list[Row] = json.loads(saved["history"].tobytes())
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: the checkpoint is damaged; remove it, and --resume starts at the first epoch") from error
     return history
 
 

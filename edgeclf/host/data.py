@@ -9,6 +9,7 @@ import mmap
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -20,8 +21,8 @@ import numpy.typing as npt
 
 from edgeclf.core import catalogue as catalogues
 from edgeclf.core.catalogue import Catalogue
-from edgeclf.core.errors import DataError, StorageError
-from edgeclf.core.files import cache_folder, write_json
+from edgeclf.core.errors import ConfigError, DataError, StorageError
+from edgeclf.core.files import cache_folder, locked, write_json
 from edgeclf.core.image import ImageSpec, Pixels
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
@@ -83,9 +84,13 @@ def ingest(catalogue: Catalogue, spec: ImageSpec, progress: Report | None = None
     """
     key = hashlib.sha256(json.dumps([PIPELINE, catalogue.cache_key, asdict(spec)]).encode()).hexdigest()[:24]
     folder = cache_folder() / "shards" / key
-    if not (folder / INDEX).is_file():
+    shards = _open(folder, catalogue, spec)
+    if shards is None or _readable_now(folder, catalogue, spec):
         _fill(folder, catalogue, spec, progress)
-    return _open(folder, catalogue, spec)
+        shards = _open(folder, catalogue, spec)
+    if shards is None:
+        raise StorageError(f"{folder}: the picture cache is damaged as soon as it is written; set EDGECLF_CACHE to another disk")
+    return shards
 
 
 def _fill(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress: Report | None) -> None:
@@ -95,20 +100,33 @@ def _fill(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress: Report 
     except OSError as error:
         raise StorageError(f"{folder.parent}: cannot write the picture cache: {error.strerror}; set EDGECLF_CACHE") from error
     try:
-        _write_shards(building, catalogue, spec, progress)
-        with contextlib.suppress(FileExistsError):  # another process made the same cache first
-            building.replace(folder)
+        _sweep(folder.parent)
+        with locked(building):
+            _write_shards(building, catalogue, spec, progress)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, or the same by another process, which may keep it open
+        building.replace(folder)
     except OSError as error:
-        if not (folder / INDEX).is_file():
-            raise StorageError(f"{folder}: cannot write the picture cache: {error.strerror}; set EDGECLF_CACHE") from error
+        if _open(folder, catalogue, spec) is None:  # else another process put its own there first
+            reason = error.strerror or error  # numpy's own message when a write falls short
+            raise StorageError(f"{folder}: cannot write the picture cache: {reason}; set EDGECLF_CACHE") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _sweep(shards: Path) -> None:
+    """Remove what killed trainings left half made; one that is still being filled is locked, or a moment old."""
+    for left in shards.glob(".building-*"):
+        with contextlib.suppress(OSError, ConfigError, StorageError):
+            if time.time() - left.stat().st_mtime > 60:
+                with locked(left):
+                    shutil.rmtree(left)
 
 
 def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress: Report | None) -> None:
     """One task a shard; threads, because decoding, resizing and writing run outside the interpreter's lock."""
     rows = _rows(spec)
     local = threading.local()
+    retry: list[int] = []
 
     def work(number: int) -> tuple[int, npt.NDArray[np.uint64], list[tuple[int, str]]]:
         if not hasattr(local, "read"):
@@ -120,7 +138,9 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
             try:
                 pictures[i - first] = local.read(i)
             except DataError as error:
-                broken.append((i, str(error)))
+                if isinstance(error.__cause__, OSError):
+                    retry.append(i)
+                broken.append((i, _reason(error, catalogue, i)))
         np.save(folder / f"{number:05d}.npy", pictures)
         return number, np.array([_digest(picture) for picture in pictures], np.uint64), broken
 
@@ -135,9 +155,33 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
             if progress:
                 progress(done, len(catalogue))
     if len(broken) == len(catalogue):
-        raise DataError(f"{catalogue.source}: none of {len(broken)} pictures can be read; the first: {broken[0][1]}")
+        raise DataError(f"{catalogue.source}: none of {len(broken)} pictures can be read; the first: {_first(catalogue, broken)}")
     np.save(folder / "digests.npy", np.concatenate([digests[number] for number in sorted(digests)]))
-    write_json(folder / INDEX, {"broken": sorted(broken), "source": str(catalogue.source)})
+    write_json(folder / INDEX, {"broken": sorted(broken), "retry": sorted(retry), "source": str(catalogue.source)})
+
+
+def _reason(error: DataError, catalogue: Catalogue, i: int) -> str:
+    """The message without the name of picture `i`, which stands beside it."""
+    name = catalogue.names[i]
+    return str(error).removeprefix(f"{catalogue.source / name}: ").removeprefix(f"{name}: ")
+
+
+def _first(catalogue: Catalogue, broken: list[tuple[int, str]]) -> str:
+    i, reason = min(broken)
+    return f"{catalogue.names[i]}: {reason}"
+
+
+def _readable_now(folder: Path, catalogue: Catalogue, spec: ImageSpec) -> bool:
+    """Whether a picture that the system would not hand out when the cache was filled (permissions, a disk error) can be read."""
+    refused = json.loads((folder / INDEX).read_text()).get("retry", ())
+    if not refused:
+        return False
+    read = catalogues.prepared(catalogue, spec)
+    for i in refused:
+        with contextlib.suppress(DataError):
+            read(i)
+            return True
+    return False
 
 
 def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -> Any:
@@ -151,14 +195,21 @@ def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -
     yield from (future.result() for future in running)
 
 
-def _open(folder: Path, catalogue: Catalogue, spec: ImageSpec) -> Shards:
+def _open(folder: Path, catalogue: Catalogue, spec: ImageSpec) -> Shards | None:
+    """The cache in `folder`; None when it is not there, or damaged as by a power cut, and must be filled again."""
     rows = _rows(spec)
-    index = json.loads((folder / INDEX).read_text())
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        maps = tuple(np.load(folder / f"{n:05d}.npy", mmap_mode="r") for n in range(-(-len(catalogue) // rows)))
+        digests = np.load(folder / "digests.npy")
+    except (OSError, ValueError, EOFError):
+        return None
+    if sum(map(len, maps)) != len(catalogue) or any(m.shape[1:] != spec.shape for m in maps) or len(digests) != len(catalogue):
+        return None
     readable = np.ones(len(catalogue), bool)
     readable[[i for i, _ in index["broken"]]] = False
-    maps = tuple(np.load(folder / f"{n:05d}.npy", mmap_mode="r") for n in range(-(-len(catalogue) // rows)))
     skipped = tuple((catalogue.names[i], reason) for i, reason in index["broken"])
-    return Shards(spec.shape, rows, maps, readable, np.load(folder / "digests.npy"), skipped)
+    return Shards(spec.shape, rows, maps, readable, digests, skipped)
 
 
 def _rows(spec: ImageSpec) -> int:
@@ -205,8 +256,9 @@ def make_dataset(catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], pr
     for name, indices in parts.items():
         missing = np.setdiff1d(np.arange(len(catalogue.labels)), catalogue.classes[indices])
         if len(missing) and name != "val":
+            why = " (pictures that are also held out for val or test do not count)" if name == "train" and leaked.any() else ""
             raise DataError(
-                f"{catalogue.source}: class {catalogue.labels[missing[0]]!r} has no usable picture in {name}; add some"
+                f"{catalogue.source}: class {catalogue.labels[missing[0]]!r} has no usable picture in {name}{why}; add some"
             )
     return Dataset(catalogue, shards, parts, int(leaked.sum()))
 

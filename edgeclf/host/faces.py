@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgeclf.core.card import Io
+from edgeclf.core.tflite import IDENTIFIER
 
 ALIGNMENT = 16  # of every weight buffer, as schema.fbs asks
-IDENTIFIER = b"TFL3"
 VERSION_OF_QUANTIZE, VERSION_OF_DEQUANTIZE = 1, 2
 
 

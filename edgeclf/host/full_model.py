@@ -24,14 +24,10 @@ def answering(model: Any) -> Callable[[Pixels], Any]:
     return lambda pictures: call(tf.constant(pictures)).numpy()
 
 
-def predict(model: Any, pictures: Pixels) -> Any:
-    """Logits of prepared pictures by the full Keras model: uint8 (pictures, …) → float32 (pictures, classes)."""
-    answer = answering(model)
-    return np.concatenate([answer(pictures[i : i + PREDICT_BATCH]) for i in range(0, len(pictures), PREDICT_BATCH)])
-
-
 def measure(model: Any, dataset: Dataset, part: str) -> dict[str, Any]:
     """Top-1 and top-5 of the full Keras model on a part, as fractions, with the 95% interval of top-1."""
-    found = score(predict(model, dataset.pictures(part)), dataset.classes_of(part), dataset.labels)
+    answer, indices = answering(model), dataset.parts[part]
+    batches = (indices[i : i + PREDICT_BATCH] for i in range(0, len(indices), PREDICT_BATCH))  # a large part never lies in memory
+    found = score(np.concatenate([answer(dataset.shards.take(b)) for b in batches]), dataset.classes_of(part), dataset.labels)
     interval = found.top1_interval
     return {"top1": found.top1, "top5": found.top5, "low": interval.low, "high": interval.high, "pictures": found.pictures}

@@ -13,6 +13,7 @@ from edgeclf.core.recipe import Recipe, read_recipe
 
 RUNS = Path("runs")
 RECIPE, CARD, MODEL, HISTORY, CURVES, SPLIT = "recipe.toml", "card.json", "model.keras", "history.csv", "curves.png", "split.json"
+STARTED = "started.json"  # the last file of a start: what has it can be resumed
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,6 @@ def open_run(folder: Path | None = None) -> Run:
         folder = finished[-1].parent
     card = folder / CARD
     if not card.is_file():
-        hint = f"; it was interrupted: edgeclf train --resume --out {folder}" if (folder / RECIPE).is_file() else ""
+        hint = f"; it was interrupted: edgeclf train --resume --out {folder}" if (folder / STARTED).is_file() else ""
         raise ConfigError(f"{folder}: not a finished run (no {CARD}){hint}")
     return Run(folder, read_recipe(folder / RECIPE), ModelCard.from_json(card.read_bytes(), str(card)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Any
 
 from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
-from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.errors import ConfigError, DataError, StorageError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe, read_recipe
 from edgeclf.host import architectures
@@ -24,9 +25,8 @@ from edgeclf.host.data import Dataset, make_dataset, open_catalogue
 from edgeclf.host.full_model import measure
 from edgeclf.host.keras import keras
 from edgeclf.host.objective import compile_model
-from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, Run, open_run
+from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run
 
-STARTED = "started.json"
 _PACKAGES = ("edgeclf", "tensorflow", "tf-keras", "numpy", "opencv-python")
 
 
@@ -45,10 +45,8 @@ def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Repor
 
     Raises ConfigError when `folder` already holds a run, DataError for unusable pictures.
     """
-    folder = folder or free_folder(f"{recipe.name}-{_data_name(data)}")
-    if (folder / STARTED).exists():
-        state = "a finished" if (folder / CARD).exists() else "an interrupted"
-        raise ConfigError(f"{folder}: already holds {state} run; choose another --out, or --resume an interrupted one")
+    if folder:
+        _check_free(folder)
     section = recipe.data
     split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
     dataset = make_dataset(open_catalogue(data), recipe, split, progress)
@@ -59,13 +57,22 @@ def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Repor
         "recipe": recipe.name,
         "seed": recipe.training.seed,
         "versions": _versions(),
-        "command": " ".join(["edgeclf", *sys.argv[1:]]),
+        "command": shlex.join(["edgeclf", *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    files.write_text(folder / RECIPE, config.to_toml(recipe))
-    files.write_json(folder / SPLIT, _named_split(dataset))
-    files.write_json(folder / STARTED, provenance)
+    folder = folder or _new_folder(f"{recipe.name}-{_data_name(data)}")
+    with files.locked(folder):
+        _check_free(folder)  # another may have started there while this one read pictures
+        files.write_text(folder / RECIPE, config.to_toml(recipe))
+        files.write_json(folder / SPLIT, _named_split(dataset))
+        files.write_json(folder / STARTED, provenance)
     return Job(folder, recipe, dataset, provenance)
+
+
+def _check_free(folder: Path) -> None:
+    if (folder / STARTED).exists():
+        state = "a finished" if (folder / CARD).exists() else "an interrupted"
+        raise ConfigError(f"{folder}: already holds {state} run; choose another --out, or --resume an interrupted one")
 
 
 def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
@@ -82,11 +89,21 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
         raise ConfigError(f"{folder}: is finished; nothing to resume")
     if not (folder / STARTED).exists():
         raise ConfigError(f"{folder}: holds no interrupted run")
-    provenance, recipe = json.loads((folder / STARTED).read_text()), read_recipe(folder / RECIPE)
+    provenance, recipe = _provenance(folder / STARTED), read_recipe(folder / RECIPE)
     catalogue = open_catalogue(provenance["data"])
     if catalogue.fingerprint != provenance["fingerprint"]:
         raise DataError(f"{provenance['data']}: has changed since this training started; restore it, or start a new run")
     return Job(folder, recipe, make_dataset(catalogue, recipe, provenance["split"], progress), provenance)
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"data", "fingerprint", "split"} <= found.keys():
+            return found
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); start a new run") from error
+    raise ConfigError(f"{path}: does not say what was trained on; start a new run")
 
 
 def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = None) -> Run:
@@ -94,8 +111,14 @@ def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = No
 
     Seeded: the same job gives the same pictures in the same order, interrupted or not. `on_epoch(row, epochs)` gets
     each row of the history, `on_step(done, total)` the steps of the epoch under way. Raises EdgeclfError when the loss
-    stops being a number; the checkpoint then holds the last good weights.
+    stops being a number; the checkpoint then holds the last good weights. Raises ConfigError when another process trains in
+    the same folder.
     """
+    with files.locked(job.folder):
+        return _train(job, on_epoch, on_step)
+
+
+def _train(job: Job, on_epoch: OnEpoch | None, on_step: Report | None) -> Run:
     section = job.recipe.training
     keras().utils.set_random_seed(section.seed)
     model = architectures.build(job.recipe, len(job.dataset.labels))
@@ -133,7 +156,8 @@ def _finish(job: Job, model: Any, history: list[Row]) -> Run:
         accuracy={"model": {part: measure(model, job.dataset, part) for part in ("val", "test")}},
     )
     files.write_text(job.folder / CARD, card.to_json())
-    (job.folder / CHECKPOINT).unlink(missing_ok=True)
+    for path in (job.folder / CHECKPOINT, *job.folder.glob(f".{Path(CHECKPOINT).stem}-*")):  # also of a killed training
+        path.unlink(missing_ok=True)
     return open_run(job.folder)
 
 
@@ -148,6 +172,19 @@ def free_folder(name: str) -> Path:
     while folder.exists():
         folder, number = RUNS / f"{name}-{number}", number + 1
     return folder
+
+
+def _new_folder(name: str) -> Path:
+    """As `free_folder`, and made, so that two trainings at once get one each. Raises StorageError."""
+    while True:
+        folder = free_folder(name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot write: {error.strerror or error}") from error
+        return folder
 
 
 def _data_name(data: str) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgeclf.core import results
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import SPLITS, Catalogue, reader, split
-from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.progress import Report
 from edgeclf.runtime.classifier import Classifier, load
 from edgeclf.runtime.engine import Scores, cores
@@ -82,9 +82,16 @@ def held_out(catalogue: Catalogue, card: ModelCard) -> tuple[Indices, str]:
         return test, "its test folder"
     provenance = card.provenance
     if provenance.get("split") and provenance.get("fingerprint") == catalogue.fingerprint:
-        return split(catalogue, **provenance["split"])["test"], "the test split that its training held out"
+        return _own_split(catalogue, provenance["split"], card.name), "the test split that its training held out"
     everything = np.arange(len(catalogue), dtype=np.int64)
     return everything, "all pictures (too good a figure if the model was trained on some of them)"
+
+
+def _own_split(catalogue: Catalogue, settings: Any, name: str) -> Indices:
+    try:
+        return split(catalogue, **settings)["test"]
+    except (TypeError, ValueError) as error:  # a card may hold anything there
+        raise ModelError(f"{name}: its model card does not say how its data were split; give a folder with test/") from error
 
 
 def limited(indices: Indices, limit: int | None) -> Indices:

@@ -103,6 +103,7 @@ class Capture:
         self._turn = 0  # a worker whose turn is over stops at its next step
         self._entered: float | None = None  # when the worker went into an opening or a read
         self._fresh_s = 0.0  # when the last picture that differs from the one before came
+        self._came_s = 0.0  # when the last picture came
         self._sample = b""
 
     @property
@@ -192,7 +193,8 @@ class Capture:
         if not self.source.reopen:
             return
         if self._state == "live" and now - self._fresh_s >= self.timing.stall_s:
-            self._set("stalled", f"no new picture for {self.timing.stall_s:g} s")
+            what = "no new picture" if now - self._came_s >= self.timing.stall_s else "the same picture"
+            self._set("stalled", f"{what} for {self.timing.stall_s:g} s")
         hung = self._entered is not None and now - self._entered > self.timing.hung_s
         if hung and sum(thread.is_alive() for thread in self._threads) < MAX_ABANDONED:
             self._set("reconnecting", f"a read did not come back for {self.timing.hung_s:g} s")
@@ -300,7 +302,7 @@ class Capture:
                 self._changed.wait_for(lambda: len(self._frames) < READ_AHEAD or turn != self._turn)
             if turn != self._turn:
                 return
-            now = time.monotonic()
+            now = self._came_s = time.monotonic()
             if sample == self._sample:
                 self._counts["identical"] += 1
                 self._complain_of_frozen(now)

@@ -169,7 +169,10 @@ class TfliteEngine:
             interpreter.set_tensor(self._input, picture if self._plain else self._table[picture])
         except ValueError as error:
             raise ModelError(f"the model does not take pictures of shape {picture.shape[1:]}: {error}") from error
-        interpreter.invoke()
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:  # what it says is about its own operators
+            raise ModelError(f"the model fails while it computes: {' '.join(str(error).split())[:200]}") from error
         answer: npt.NDArray[Any] = interpreter.get_tensor(self._output).reshape(1, -1)
         return answer
 
@@ -185,7 +188,7 @@ def input_table(tensor: Tensor, image: ImageSpec) -> npt.NDArray[Any]:
     if tensor.type == "float32":
         return real
     kind = np.dtype(tensor.type)
-    if not tensor.scales or tensor.scales[0] <= 0:
+    if not tensor.scales or not tensor.scales[0] > 0:
         return (pixels - (128 if tensor.type == "int8" else 0)).astype(kind)
     stored = np.rint(real.astype(np.float64) / tensor.scales[0]) + tensor.zero_points[0]
     table: npt.NDArray[Any] = np.clip(stored, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgeclf.core.bundle import METADATA, Bundle
-from edgeclf.core.card import Io, ModelCard
+from edgeclf.core.card import Io, ModelCard, has_control_character
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.flatbuffer import Flatbuffer, Table
-from edgeclf.core.image import Colour, ImageSpec
+from edgeclf.core.image import MOST, Colour, ImageSpec
 from edgeclf.core.tflite import TfliteModel, logits_tensor, scheme
 from edgeclf.runtime.engine import Normalize
 
@@ -70,6 +70,8 @@ def check_labels(labels: tuple[str, ...], where: str) -> None:
     for line, label in enumerate(labels, 1):
         if not label.strip():
             raise ModelError(f"{where}: label {line} is blank; remove the line or name the class")
+        if has_control_character(label):
+            raise ModelError(f"{where}: label {line} has a control character; remove it")
         if label in lines:
             raise ModelError(f"{where}: {label!r} is both label {lines[label]} and label {line}; make them differ")
         lines[label] = line
@@ -128,6 +130,8 @@ def _normalization(model: TfliteModel, where: str) -> Normalize:
     given = model.input
     if given.type in ("uint8", "int8"):
         scale = given.scales[0] if given.scales and given.scales[0] > 0 else 1 / 128
+        if not 1 / MOST <= scale <= MOST:
+            raise ModelError(f"{where}: its input has the scale {scale:g}, which fits no picture; convert it again")
         zero = given.zero_points[0] if given.zero_points else 0
         # (pixel - mean) / std / scale + zero point = pixel, or pixel - 128 for int8
         return float(zero + (128 if given.type == "int8" else 0)), 1 / scale

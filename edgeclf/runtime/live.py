@@ -18,7 +18,7 @@ from edgeclf.core.errors import EXIT_INTERRUPTED, EdgeclfError, ModelError, Sour
 from edgeclf.core.image import Pixels
 from edgeclf.core.results import Latency
 from edgeclf.runtime.camera import Source
-from edgeclf.runtime.capture import Broken, Capture, CaptureState, Change, Frame, Timing
+from edgeclf.runtime.capture import Broken, Capture, Change, Frame, Timing
 from edgeclf.runtime.decision import INVALID, Probabilities, Rules, State, decide
 from edgeclf.runtime.sinks import Event, Seen, Sink, Skipped, SourceChanged
 
@@ -137,10 +137,6 @@ class Live:
         self._last_error: Exception | None = None
         self._apart_s = self._last_s = 0.0
         self._note = ""
-
-    @property
-    def source_state(self) -> CaptureState:
-        return self._capture.state
 
     def run(self) -> Summary:
         """Classify until the end. Raises SourceError when the source cannot be opened or gave nothing that can be read,

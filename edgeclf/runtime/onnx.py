@@ -65,9 +65,16 @@ class OnnxEngine:
             given = (picture.astype(np.float32) - self._mean) / self._std
         if self._channels_first:
             given = np.ascontiguousarray(given.transpose(0, 3, 1, 2))
-        scores: Scores = self._session.run(None, {self._given.name: given})[0].reshape(-1).astype(np.float32, copy=False)
+        scores = self._run(given).reshape(-1).astype(np.float32, copy=False)
         # softmax(log(p)) = p, so a file that ends in softmax is undone exactly enough for its answer to stay the same
         return np.log(np.maximum(scores, SMALLEST)) if self.card.outputs == "probabilities" else scores
+
+    def _run(self, given: Any) -> Scores:
+        try:
+            answer: Scores = self._session.run(None, {self._given.name: given})[0]
+        except Exception as error:  # every failure has a class of its own, all below Exception
+            raise ModelError(f"the model fails while it computes: {' '.join(str(error).split())[:200]}") from error
+        return answer
 
 
 def onnxruntime() -> Any:

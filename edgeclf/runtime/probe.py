@@ -29,7 +29,7 @@ def check(model: bytes, name: str, module: str, runtime: str, seconds: float = S
     ModelError, naming `name`, when it crashes, hangs or fails.
     """
     remembered = cache_folder() / "probes" / f"{hashlib.sha256(model).hexdigest()}.json"
-    passed = {"schema": SCHEMA, "runtime": runtime}
+    passed = {"schema": SCHEMA, "runtime": runtime, "machine": os.uname().machine if hasattr(os, "uname") else ""}
     if _read(remembered) == passed or not sys.executable:
         return
     _open_in_child(model, name, module, seconds)

@@ -196,12 +196,12 @@ class JsonLines:
                 raise StorageError(f"{target}: cannot write: {error.strerror}") from error
 
     def write(self, events: Sequence[Event]) -> None:
-        text = "".join(json.dumps(record(event), ensure_ascii=False, allow_nan=False) + "\n" for event in events)
+        text = "".join(json.dumps(record(event), allow_nan=False) + "\n" for event in events)
         if self._stream is not None:
             self._stream.write(text)
             self._stream.flush()
         else:
-            self._append(text.encode("utf-8", "replace"))
+            self._append(text.encode("ascii"))
 
     def _append(self, data: bytes) -> None:
         left = memoryview((b"\n" if self._torn else b"") + data)

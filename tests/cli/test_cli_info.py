@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgeclf.cli import info
 from edgeclf.core import config
 
 Cli = Callable[..., Any]
@@ -108,3 +109,9 @@ def test_models_shows_what_was_measured_and_says_so_where_nothing_was(cli_here, 
     assert "not measured" in answer
     measured = {row["name"]: row["measured"] for row in json.loads(cli_here("models", "--json").stdout)}
     assert measured == {"a": results, "b": None}
+
+
+def test_what_a_file_says_of_itself_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and records come from a file of anybody's."""
+    info._print_facts({"\x1b[2J": {"a": "b\x07", "c\n": ["\x9b1m"]}})
+    assert capsys.readouterr().out == "?[2J  a b?  c? ?1m\n"

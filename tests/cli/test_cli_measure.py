@@ -199,3 +199,12 @@ def test_predict_as_a_program_imports_no_training_package_and_is_quiet(int8: Pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "%" in done.stdout
+
+
+def test_hidden_pictures_of_a_folder_are_left_out(cli_here: Callable[..., Any], fixtures_folder: Path, tmp_path: Path) -> None:
+    """macOS writes `._picture.jpg`, which is none, beside every picture on a card."""
+    (tmp_path / "a.png").write_bytes((fixtures_folder / "pictures/grey.png").read_bytes())
+    (tmp_path / "._a.png").write_bytes(b"resource fork")
+    answer = cli_here("predict", fixtures_folder / "tiny-int8.tflite", tmp_path)
+    assert (answer.code, answer.stderr) == (0, "")
+    assert answer.stdout.count("\n") == 1

@@ -71,12 +71,51 @@ def test_what_is_no_card_is_a_model_error(text: str, message: str) -> None:
         ({"thresholds": (0.5,)}, "1 for 2 labels"),
         ({"temperature": 0.0}, "above 0"),
         ({"temperature": float("nan")}, "above 0"),
+        ({"temperature": float("inf")}, "above 0"),
+        ({"labels": ("cat", "\x1b[2J")}, "control character"),
+        ({"labels": ("cat", "\ud800")}, "control character"),
+        ({"name": "\x1b[31mpets"}, "control character"),
+        ({"thresholds": (0.5, 2.0)}, "between 0 and 1"),
+        ({"thresholds": (0.5, float("nan"))}, "between 0 and 1"),
     ],
 )
 def test_card_that_cannot_work_cannot_be_made(change: dict[str, Any], message: str) -> None:
     """Labels and thresholds are checked where the card is made."""
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CARD, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "between 0"),
+        ({"seed": 1 << 32}, "between 0"),
+        ({"outputs": ()}, "rows of one length"),
+        ({"outputs": ((1.0,), (1.0, 2.0))}, "rows of one length"),
+        ({"outputs": ((1.0,),) * 1000}, "1 to 64 rows"),
+        ({"tolerance": float("inf")}, "finite"),
+        ({"tolerance": -1.0}, "not below 0"),
+    ],
+)
+def test_self_test_that_cannot_be_computed_cannot_be_made(change: dict[str, Any], message: str) -> None:
+    """A card may come from anywhere, and `inspect` computes what it says."""
+    assert CARD.self_test is not None
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CARD.self_test, **change)
+
+
+def test_labels_may_hold_any_letter() -> None:
+    """Emoji, other scripts and wide spaces steer no terminal."""
+    labels = ("\N{FAMILY}\u200d", "犬\u3000", "caf\u00e9\u00a0noir")
+    assert dataclasses.replace(CARD, labels=labels, thresholds=()).labels == labels
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_numbers_that_json_lacks_are_refused_when_read(number: str) -> None:
+    """Wherever they stand: what was read must be writable again."""
+    text = CARD.to_json().replace('"top1": 0.9', f'"top1": {number}')
+    with pytest.raises(ModelError, match="not valid JSON"):
+        ModelCard.from_json(text, "x.tflite")
 
 
 def test_nan_never_reaches_the_file() -> None:

@@ -116,6 +116,38 @@ def test_linked_class_folders_are_read_and_loops_end(tmp_path: Path) -> None:
         scan(data)
 
 
+def test_a_link_that_leads_to_itself_is_named(tmp_path: Path) -> None:
+    """What the system refuses to read is bad data, not an error that nobody foresaw."""
+    data = folder(tmp_path / "data", USUAL)
+    (data / "cat" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"loop\.png: cannot be read: Too many levels"):
+        scan(data)
+
+
+def test_a_tar_of_the_folder_itself_has_no_class_called_dot(tmp_path: Path) -> None:
+    """`tar -cf data.tar -C data .` lists the folder `.` and puts `./` before every name."""
+    data = folder(tmp_path / "data", USUAL)
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(data, arcname=".")
+    assert shape_of(scan(tmp_path / "data.tar")) == {"cat": 2, "dog": 2}
+    assert scan(tmp_path / "data.tar").fingerprint == scan(data).fingerprint
+
+
+@pytest.mark.parametrize("name", ["two\nlines", " ", "bad\udcffbyte", "bell\x07"])
+def test_a_class_name_that_no_card_can_hold_is_refused_before_training(name: str, tmp_path: Path) -> None:
+    """Not after hours of it, when the card is written."""
+    data = folder(tmp_path / "data", USUAL | {f"{name}/1.png": PNG})
+    with pytest.raises(DataError, match="is blank, or has a line break or a broken character; rename it"):
+        scan(data)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    """As arrays can have them."""
+    path = save(tmp_path / "a.npz", x=np.zeros((4, 3, 3), np.uint8), y=np.array([0, 1, 0, 1]), labels=np.array(["cat", "cat"]))
+    with pytest.raises(DataError, match="class 'cat' is named twice"):
+        scan(path)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_class_is_refused(kind: str, tmp_path: Path) -> None:
     """With the name of the class, and what is needed."""
@@ -297,6 +329,13 @@ def test_a_split_is_stratified_seeded_and_complete(tmp_path: Path) -> None:
     assert (other["test"] != parts["test"]).any()
 
 
+def test_validation_takes_no_more_pictures_than_allowed(tmp_path: Path) -> None:
+    """A share of a large data set would cost training pictures and tell little more."""
+    catalogue = scan(folder(tmp_path / "data", many(40)))
+    parts = split(catalogue, 7, val=0.4, val_pictures=6, test=0.25)
+    assert {name: len(indices) for name, indices in parts.items()} == {"train": 54, "val": 6, "test": 20}
+
+
 def test_a_test_folder_is_kept_as_it_is(tmp_path: Path) -> None:
     """Only what is missing is drawn, and from train alone."""
     catalogue = scan(folder(tmp_path / "data", many(20, ("train/", "test/"))))
@@ -309,9 +348,16 @@ def test_a_test_folder_is_kept_as_it_is(tmp_path: Path) -> None:
 def test_a_class_too_small_to_split_is_named(tmp_path: Path) -> None:
     """Rather than a part without it."""
     catalogue = scan(folder(tmp_path / "data", many(10) | {"bird/1.png": PNG}))
-    with pytest.raises(DataError, match=r"class 'bird' has 1 picture\(s\) to split; it needs at least 3"):
+    with pytest.raises(
+        DataError, match=r"class 'bird' has 1 picture\(s\) to train on; it needs at least 3 to hold some out for val and test"
+    ):
         split(catalogue, 1, 0.1, 2000, 0.1)
     assert (catalogue.folders == UNSPLIT).all()
+    with_test = scan(folder(tmp_path / "parted", many(10, ("train/", "test/")) | {"train/bird/1.png": PNG}))
+    with pytest.raises(
+        DataError, match=r"class 'bird' has 1 picture\(s\) to train on; it needs at least 2 to hold some out for val"
+    ):
+        split(with_test, 1, 0.1, 2000, 0.1)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:

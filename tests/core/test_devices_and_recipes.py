@@ -58,3 +58,19 @@ def test_single_values_are_replaced_and_checked() -> None:
     assert (changed.training.epochs, changed.image.size, changed.training.seed) == (3, 48, recipe.training.seed)
     with pytest.raises(ConfigError, match="epochs = 0: must be at least 1"):
         override(recipe, training__epochs=0)
+
+
+OUT_OF_RANGE = [
+    ("training", "batch_size", (0,)), ("training", "learning_rate", (0.0, -1.0, float("nan"))),
+    ("training", "momentum", (-0.1, 1.0)), ("training", "weight_decay", (-1e-4,)), ("training", "warmup_epochs", (-1.0,)),
+    ("training", "label_smoothing", (-0.1, 1.0)), ("training", "seed", (-1, 2**31)), ("augmentation", "shift", (-0.1, 0.51)),
+    ("data", "val", (0.0, 0.5)), ("data", "val_pictures", (0,)), ("data", "test", (0.0, 0.5)),
+    ("export", "calibration_pictures", (49,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [(s, k, v) for s, k, values in OUT_OF_RANGE for v in values])
+def test_a_value_out_of_range_is_refused_by_its_key(section: str, key: str, value: float) -> None:
+    """Before a training has run for an hour on it."""
+    with pytest.raises(ConfigError, match=rf"{key} = {value}: must be "):
+        override(load_recipe("resnet8"), **{f"{section}__{key}": value})

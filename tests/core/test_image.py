@@ -140,6 +140,15 @@ def test_transparency_is_laid_over_white() -> None:
     assert (found[1:] == 255).all()
 
 
+def test_half_transparency_is_the_rounded_mean_with_white() -> None:
+    """Rounded to the nearest, as every viewer does; 100 under an alpha of 127 is 177.8."""
+    picture = np.full((1, 256, 4), 100, np.uint8)
+    picture[0, :, 3] = np.arange(256)
+    found, alpha = decode(encoded(picture))[0, :, 0], np.arange(256) / 255
+    assert found.tolist() == np.floor(100 * alpha + 255 * (1 - alpha) + 0.5).astype(int).tolist()
+    assert found[127] == 178
+
+
 def test_grey_and_sixteen_bits_become_three_channels_of_eight() -> None:
     """A scanner's 16-bit grey keeps its upper byte."""
     grey = noise(5, 7, 1)

@@ -97,6 +97,14 @@ def test_a_drop_counts_flips_both_ways() -> None:
     assert math.isclose(found.p_value, 0.625)
 
 
+def test_the_interval_of_a_drop_is_that_of_bonett_and_price() -> None:
+    """By hand for 3 lost and 1 won of 10: shares 4/12 and 2/12, so 1/6 ± 1.96 √((1/2 - 1/36) / 12)."""
+    before = np.array([1] * 8 + [0] * 2, bool)
+    after = np.array([0] * 3 + [1] * 6 + [0], bool)
+    interval = paired_drop(before, after).interval
+    assert (round(interval.low, 4), round(interval.high, 4)) == (-0.2221, 0.5555)
+
+
 def test_the_interval_of_a_drop_holds_the_truth_about_as_often_as_it_says() -> None:
     """800 simulated comparisons of 400 pictures with a true drop of 2 points: 95%, give or take sampling."""
     random, held = np.random.RandomState(5), 0

@@ -122,7 +122,7 @@ def test_weights_behind_dequantize_count_as_stored(stored: str, wanted: str) -> 
     assert scheme(read_model(model(["FULLY_CONNECTED", "DEQUANTIZE"], tensors, operators), "x")) == wanted
 
 
-@pytest.mark.parametrize(("elements", "wanted"), [(512, "dynamic-w8"), (4096, "mixed")])
+@pytest.mark.parametrize(("elements", "wanted"), [(512, "dynamic-w8"), (1024, "mixed"), (4096, "mixed")])
 def test_only_small_weights_may_stay_float_in_a_dynamic_file(elements: int, wanted: str) -> None:
     """The converter leaves weights under 1024 elements alone; a large float layer makes the file mixed."""
     small = tensor("float32", (elements // 64, 64), True)

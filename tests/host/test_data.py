@@ -1,10 +1,13 @@
 """Ingest, cache and parts of a data set."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 
 from edgeclf.core import catalogue as catalogues
+from edgeclf.core import files
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import DataSection, ImageSection, ModelSection, Recipe
@@ -56,12 +59,65 @@ def test_changed_picture_is_read_again(tmp_path):
     assert not np.array_equal(ingest(catalogues.scan(top), ImageSpec(8, 8)).take(np.array([0])), before)
 
 
+@pytest.mark.parametrize("file", ["00000.npy", "digests.npy", "index.json"])
+def test_damaged_cache_is_made_again(tmp_path, monkeypatch, file):
+    """As a power cut leaves it: a file cut short never costs more than reading the pictures once more."""
+    monkeypatch.setenv("EDGECLF_CACHE", str(tmp_path / "cache"))
+    catalogue, spec = catalogues.scan(_folder(tmp_path / "d")), ImageSpec(8, 8)
+    first = ingest(catalogue, spec).take(np.arange(20))
+    damaged = next((tmp_path / "cache" / "shards").glob(f"*/{file}"))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    assert np.array_equal(ingest(catalogue, spec).take(np.arange(20)), first)
+
+
+def test_what_a_killed_ingest_left_is_swept_and_one_at_work_is_not(tmp_path, monkeypatch):
+    """`kill -9` cannot clean up after itself."""
+    monkeypatch.setenv("EDGECLF_CACHE", str(tmp_path / "cache"))
+    left, busy, fresh = (tmp_path / "cache" / "shards" / f".building-{name}" for name in ("left", "busy", "fresh"))
+    for folder in (left, busy, fresh):
+        folder.mkdir(parents=True)
+    for folder in (left, busy):
+        os.utime(folder, (0, 0))
+    with files.locked(busy):
+        ingest(catalogues.scan(_folder(tmp_path / "d")), ImageSpec(8, 8))
+    assert [folder.exists() for folder in (left, busy, fresh)] == [False, True, True]
+
+
+def test_picture_that_could_not_be_opened_is_tried_again(tmp_path, monkeypatch):
+    """A missing permission is mended without touching the picture, so the cache must not remember it for ever."""
+    top = _folder(tmp_path / "d")
+    catalogue, real = catalogues.scan(top), catalogues.archive.file_bytes
+
+    def refused(path):
+        if path.name == "03.png":
+            raise DataError(f"{path}: cannot be read: Permission denied") from PermissionError()
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogues.archive, "file_bytes", refused)
+        skipped = ingest(catalogue, ImageSpec(8, 8)).skipped
+        assert skipped == (
+            ("cat/03.png", "cannot be read: Permission denied"),
+            ("dog/03.png", "cannot be read: Permission denied"),
+        )
+    assert ingest(catalogue, ImageSpec(8, 8)).skipped == ()
+
+
+def test_classes_emptied_by_duplicates_say_so(tmp_path):
+    """When every training picture is held out too, 'add some' alone would puzzle."""
+    _folder(tmp_path / "d" / "train")
+    _folder(tmp_path / "d" / "test")
+    with pytest.raises(DataError, match=r"no usable picture in train \(pictures that are also held out"):
+        make_dataset(catalogues.scan(tmp_path / "d"), RECIPE, SPLIT)
+
+
 def test_unreadable_pictures_are_listed_and_left_out(tmp_path):
     """One broken file costs one picture, not the run."""
     top = _folder(tmp_path / "d")
     (top / "cat" / "03.png").write_bytes(b"not a picture")
     dataset = make_dataset(catalogues.scan(top), RECIPE, SPLIT)
     assert [name for name, _ in dataset.shards.skipped] == ["cat/03.png"]
+    assert dataset.shards.skipped[0][1] == "is not a picture that OpenCV can read"
     assert sum(len(p) for p in dataset.parts.values()) == 19
 
 

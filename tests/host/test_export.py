@@ -11,6 +11,7 @@ from edgeclf.core.card import golden_inputs
 from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import scheme
+from edgeclf.host import gates
 from edgeclf.host import train as training
 from edgeclf.host.data import open_dataset
 from edgeclf.host.export import export
@@ -177,6 +178,19 @@ def test_variant_that_fails_is_named_and_the_others_are_written(run, tmp_path):
     assert failure.value.exit_code == 7
     assert _files(tmp_path) == {"colours-float32.tflite"}
     assert [e.variant for e in told] == ["float32"]
+
+
+@pytest.mark.parametrize("gate", ["check_structure", "check_agreement", "check_answers", "check_probabilities", "check_drop"])
+def test_every_gate_is_asked_before_a_file_appears(run, tmp_path, monkeypatch, gate):
+    """A gate that nobody asks is none, however right its own tests are."""
+
+    def closed(*_):
+        raise QualityError(f"{gate} says no")
+
+    monkeypatch.setattr(gates, gate, closed)
+    with pytest.raises(QualityError, match=f"{gate} says no"):
+        export(run, ["int8"], out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_variants_and_types_are_refused_before_any_work(run):

@@ -173,6 +173,23 @@ def test_few_pictures_are_not_taken_for_a_proof() -> None:
     assert "100 test pictures cannot exclude a loss of up to" in found.sentence
 
 
+def test_a_loss_that_may_exceed_a_point_is_not_taken_for_one_that_does_not() -> None:
+    """int8 was seen to lose less than a point, but its interval reaches beyond; float16 lost nothing."""
+    int8 = made("int8", 0.011)
+    assert 0 < int8.against.drop.drop < 0.01 < int8.against.drop.interval.high
+    assert recommend([made("float32"), made("float16"), int8]).variant == "float16"
+
+
+def test_a_model_lies_within_the_bar_that_is_drawn_for_it() -> None:
+    """The bar is the interval of its paired loss, hung from the full model's accuracy: a loss hangs below it."""
+    shown = comparison(int8_wrong=0.2)
+    for full, points in (report_html._latency_points(shown), report_html._size_points(shown)):
+        assert full.interval.low == full.interval.high == full.top1
+        for point in points:
+            assert point.interval.low < point.top1 < point.interval.high
+        assert next(p for p in points if p.name == "int8").interval.high < full.top1
+
+
 def test_nothing_is_recommended_when_every_file_loses() -> None:
     """The nearest is named with its loss."""
     found = recommend([made("float32", 0.03), made("int8", 0.08)])

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from edgeclf.core.errors import ConfigError, DataError, EdgeclfError
+from edgeclf.core import files
+from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import AugmentationSection, load_recipe, override
 from edgeclf.host import architectures, objective
@@ -92,6 +93,68 @@ def test_finished_run_is_not_overwritten_nor_resumed(undisturbed, data):
         stage.start(_recipe(), str(data), undisturbed.folder)
     with pytest.raises(ConfigError, match="is finished"):
         stage.resume(undisturbed.folder)
+
+
+def test_two_trainings_in_one_folder_do_not_mix(data, tmp_path):
+    """The second is told, whether it starts, resumes or only began to read pictures before the first had written."""
+    job = stage.start(_recipe(training__epochs=1), str(data), tmp_path / "run")
+    with files.locked(job.folder):
+        for another in (stage.train, lambda job: stage.train(stage.resume(job.folder))):
+            with pytest.raises(ConfigError, match="another training is at work there"):
+                another(job)
+    assert stage.train(job).folder == job.folder
+
+
+def test_start_looks_again_after_reading_pictures(data, tmp_path, monkeypatch):
+    """Reading takes minutes, in which another training may have taken the folder."""
+    make, recipe = stage.make_dataset, _recipe()
+
+    def slow(*arguments):
+        monkeypatch.setattr(stage, "make_dataset", make)
+        stage.start(recipe, str(data), tmp_path / "run")
+        return make(*arguments)
+
+    monkeypatch.setattr(stage, "make_dataset", slow)
+    with pytest.raises(ConfigError, match="already holds an interrupted run"):
+        stage.start(recipe, str(data), tmp_path / "run")
+
+
+def test_default_folders_of_two_starts_differ(data, tmp_path, monkeypatch):
+    """Also when both read pictures at the same time."""
+    monkeypatch.chdir(tmp_path)
+    make, recipe, started = stage.make_dataset, _recipe(), []
+
+    def slow(*arguments):
+        monkeypatch.setattr(stage, "make_dataset", make)
+        started.append(stage.start(recipe, str(data)))
+        return make(*arguments)
+
+    monkeypatch.setattr(stage, "make_dataset", slow)
+    started.append(stage.start(recipe, str(data)))
+    assert [job.folder.name for job in started] == ["compact-digits-colours", "compact-digits-colours-2"]
+
+
+@pytest.mark.parametrize(("file", "error"), [("checkpoint.npz", ModelError), ("started.json", ConfigError)])
+def test_damaged_state_is_one_line(data, tmp_path, file, error):
+    """As after a power cut: what is damaged, and what to do."""
+
+    def stop(row, epochs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.train(stage.start(_recipe(), str(data), tmp_path / "run"), stop)
+    path = tmp_path / "run" / file
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(error, match=file):
+        stage.train(stage.resume(tmp_path / "run"))
+
+
+def test_leftovers_of_a_killed_training_go_when_it_is_finished(data, tmp_path):
+    """`kill -9` in the middle of a checkpoint leaves a temporary file."""
+    job = stage.start(_recipe(training__epochs=1), str(data), tmp_path / "run")
+    (job.folder / ".checkpoint-abc.npz").write_bytes(b"half")
+    stage.train(job)
+    assert not list(job.folder.glob(".*"))
 
 
 def test_resume_refuses_changed_data(data, tmp_path):
@@ -191,6 +254,20 @@ def test_normalised_pixels_are_exact_and_span_minus_one_to_127_128ths():
     assert out[128] == 0
     assert out[255] == 127 / 128
     assert ImageSpec(8, 8).mean == ImageSpec(8, 8).std == 128
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_weight_decay_spares_biases_and_batch_normalisation(optimizer):
+    """With gradients of nought, kernels shrink and nothing else moves."""
+    section = _recipe(training__optimizer=optimizer, training__weight_decay=0.1).training
+    made, model = objective.optimizer(section, steps=10), architectures.build(_recipe(), 2)
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    made.apply_gradients([(np.zeros(variable.shape, np.float32), variable) for variable in model.trainable_variables])
+    shrunk = {variable.name: bool((variable.numpy() < 1).all()) for variable in model.trainable_variables}
+    assert {name for name, moved in shrunk.items() if moved} == {name for name in shrunk if "kernel" in name}
+    assert any("gamma" in name for name in shrunk)
+    assert "logits/bias:0" in shrunk
 
 
 def test_schedule_warms_up_to_the_peak_and_ends_at_zero():

@@ -12,7 +12,7 @@ import pytest
 
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import Catalogue, prepared, scan, split
-from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
 from edgeclf.runtime.accuracy import evaluate, held_out, limited, matching_classes
 from edgeclf.runtime.classifier import Classifier, load
@@ -153,3 +153,12 @@ def test_a_limit_takes_from_every_class(pictures: Path) -> None:
     assert len(few) == 16
     assert np.bincount(catalogue.classes[few]).tolist() == [4, 4, 4, 4]
     assert len(limited(few, 99)) == 16
+
+
+@pytest.mark.parametrize("settings", [{"bogus": 1}, [1], "x"])
+def test_a_split_that_the_card_describes_wrongly_is_a_model_error(settings: object, pictures: Path) -> None:
+    """A card may hold anything there; measured on the wrong pictures, a figure would be too good."""
+    found = scan(pictures)
+    card = replace(CARD, provenance={"split": settings, "fingerprint": found.fingerprint})
+    with pytest.raises(ModelError, match="how its data were split"):
+        held_out(found, card)

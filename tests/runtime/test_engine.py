@@ -197,3 +197,24 @@ def test_the_view_of_the_logits_is_what_runs(fixtures_folder: Path) -> None:
     whole = runtime.interpreter(model_content=bundle.model)
     view = runtime.interpreter(model_content=logits_view(bundle.model))
     assert whole.get_output_details()[0]["index"] != view.get_output_details()[0]["index"]
+
+
+def test_a_failure_while_computing_is_a_model_error(fixtures_folder: Path) -> None:
+    """The runtime's own word for it is a RuntimeError, which would be an unforeseen one."""
+    engine = open_engine(bundle_of(fixtures_folder, "int8"))
+
+    class Failing:
+        def set_tensor(self, index: int, value: object) -> None: ...
+
+        def invoke(self) -> None:
+            raise RuntimeError("Node number 3 (CONV_2D)\nfailed to invoke.")
+
+    engine._interpreter = Failing()  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match=r"while it computes: Node number 3 \(CONV_2D\) failed"):
+        engine.infer(np.zeros((1, *SHAPE), np.uint8))
+
+
+def test_a_scale_that_is_no_number_is_as_none() -> None:
+    """A damaged or hostile file without a card; nothing is computed with it, so NumPy has nothing to warn of."""
+    broken = input_table(tensor("uint8", scale=float("nan")), ImageSpec(16, 16))
+    assert (broken == np.arange(256)).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +40,8 @@ def write(path: Path, shape: list[int], softmax: bool = False, card: ModelCard |
 @pytest.mark.parametrize("shape", [[1, 4, 4, 3], [1, 3, 4, 4]])
 def test_channels_first_and_last_give_the_same(shape: list[int], tmp_path: Path) -> None:
     """RGB order, (pixel - mean) / std."""
-    classifier = edgeclf.load(write(tmp_path / "x.onnx", shape), labels=("red", "green", "blue"), normalize=(0.0, 255.0))
-    assert np.allclose(classifier.logits(BLUE), [0, 0, 1])
+    classifier = edgeclf.load(write(tmp_path / "x.onnx", shape), labels=("red", "green", "blue"), normalize=(127.5, 127.5))
+    assert np.allclose(classifier.logits(BLUE), [-1, -1, 1])
     assert classifier.classify(BLUE)[0].label == "blue"
     assert classifier.engine.runtime.startswith("onnxruntime ")
     assert (classifier.another(1).logits(BLUE) == classifier.logits(BLUE)).all()
@@ -73,3 +75,11 @@ def test_what_cannot_be_used_is_explained(tmp_path: Path) -> None:
     (tmp_path / "d.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"d\.onnx: "):
         edgeclf.load(tmp_path / "d.onnx")
+
+
+def test_inspect_shows_the_card_of_an_onnx_file(tmp_path: Path, cli_here: Any) -> None:
+    """It lies in the metadata, which only the open model shows; no checksum of it is compared, and none is claimed."""
+    card = ModelCard("x", ("r", "g", "b"), ImageSpec(4, 4, mean=0.0, std=255.0), outputs="logits")
+    found = json.loads(cli_here("inspect", write(tmp_path / "x.onnx", [1, 4, 4, 3], card=card), "--json").stdout)
+    assert (found["runs_here"], found["labels"], found["card"]["name"]) == (True, ["r", "g", "b"], "x")
+    assert "sha256" not in found

@@ -118,3 +118,15 @@ def test_flipped_bytes_in_the_graph_never_end_this_process(fixtures_folder: Path
             open_engine(Bundle(bytes(data), card, (), "flipped.tflite"))
             opened += 1
     assert 0 < opened < 20
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_passed_on_another_kind_of_machine_is_tried_again(fixtures_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PC and a board may share a home folder, and kernels differ between them."""
+    bundle, tried = read_bundle(fixtures_folder / "tiny-int8.tflite"), []
+    open_engine(bundle)
+    (verdict,) = verdicts()
+    verdict.write_text(verdict.read_text().replace(os.uname().machine, "riscv64"))
+    monkeypatch.setattr(probe, "_open_in_child", lambda *_: tried.append(1))
+    open_engine(bundle)
+    assert tried

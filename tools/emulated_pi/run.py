@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from build import BOARDS, PYTHONS, default_home
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
+STARTUP = 'import os, sys\n\nsys.executable = os.environ["EMULATED_PYTHON"]\n'
 
 
 def command(home: Path, device: str, arguments: Sequence[str], counted: bool = False) -> list[str]:
@@ -38,6 +40,20 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
 
 
+def with_children(home: Path, device: str) -> dict[str, str]:
+    """As `environment`, and processes that the guest starts from `sys.executable` are emulated too.
+
+    The host's kernel cannot run the guest's Python, so `sys.executable` becomes a script that calls qemu again.
+    """
+    script, startup = home / f"python-{device}", home / "startup"
+    startup.mkdir(exist_ok=True)
+    (startup / "sitecustomize.py").write_text(STARTUP)
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(command(home, device, []))} "$@"\n')
+    script.chmod(0o755)
+    found = environment(home)
+    return {**found, "PYTHONPATH": f"{startup}{os.pathsep}{found['PYTHONPATH']}", "EMULATED_PYTHON": str(script)}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--home", type=Path, default=default_home(), help="where build.py put it (default: %(default)s)")
@@ -45,7 +61,8 @@ def main() -> None:
     options.add_argument("arguments", nargs="*", help="what to give to the emulated Python")
     asked = options.parse_args()
     home = asked.home.resolve()
-    sys.exit(subprocess.run(command(home, asked.device, asked.arguments), env=environment(home), check=False).returncode)
+    words = command(home, asked.device, asked.arguments)
+    sys.exit(subprocess.run(words, env=with_children(home, asked.device), check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Write the README's table of benchmarks from `tools/results/*.json`, which the other tools wrote.
+
+    python tools/write_measured.py
+
+Nothing is typed by hand: figures stand in the table as they stand in the files, with commas in large ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeclf.core import files
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "tools" / "results"
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+HEAD = "measured", "found", "results, tool"
+TOOLS = {
+    "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py", "training": "bench_training.py",
+    "ingest": "bench_ingest.py", "calibration": "bench_calibration.py", "instructions": "count_instructions.py",
+}  # fmt: skip
+
+
+def table(folder: Path = RESULTS) -> str:
+    """The Markdown table, one row a measurement."""
+    found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in TOOLS}
+    rows = [(what, figures, f"`{name}.json`, `{TOOLS[name]}`") for name, what, figures in _figures(found)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *rows))
+
+
+def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name of the results file, what was measured, its figures)."""
+    startup, evaluate, training = found["startup"]["median_s"], found["evaluate"], found["training"]
+    return [
+        (
+            "startup",
+            "`edgeclf --help`, the whole process, median",
+            f"{startup['help']} s; the bare imports of Typer, NumPy, OpenCV and LiteRT {startup['bare_imports']} s",
+        ),
+        (
+            "startup",
+            "`edgeclf predict` on one picture, the whole process, median",
+            f"{startup['predict']} s; {startup['predict_first']} s for a file that this machine never opened",
+        ),
+        *(("frame", *_frame(one)) for one in found["frame"]["files"]),
+        (
+            "evaluate",
+            f"`edgeclf evaluate` on {evaluate['pictures']:,} pictures, {evaluate['workers']} cores against a plain loop on one",
+            f"{evaluate['ratio_median']} times as fast",
+        ),
+        (
+            "training",
+            f"training speed of `{training['recipe']}` against a bare `fit` of the same network",
+            f"{training['speed_against_bare_fit']} times as fast; {training['pictures_per_second']:,} pictures a second",
+        ),
+        ("ingest", "peak memory of reading pictures into the cache", _memory(found["ingest"])),
+        ("calibration", _calibrated(found["calibration"]["export"]), _memory(found["calibration"]["export"])),
+        ("calibration", "the same with every picture", _memory(found["calibration"]["every"])),
+        *(("instructions", f"instructions of `{file}`, emulated Pi 4 and Pi 5", counts) for file, counts in _counts(found)),
+    ]
+
+
+def _frame(one: dict[str, Any]) -> tuple[str, str]:
+    what = f"640×480 frame → label by `{one['file']}`, {one['threads']} thread, against the bare `invoke`"
+    return what, f"{one['frame_ms']} ms against {one['invoke_ms']} ms"
+
+
+def _calibrated(result: dict[str, Any]) -> str:
+    return f"peak memory of calibration, {result['whole']['calibrated']:,} pictures drawn"
+
+
+def _memory(result: dict[str, Any]) -> str:
+    """The tools divide kilobytes of 1,024 bytes by 1,024, so what they call mb is MiB."""
+    tenth, whole = result["tenth"], result["whole"]
+    sizes = (f"{part['peak_mb']} MiB of {part['pictures']:,} pictures" for part in (tenth, whole))
+    return f"{', '.join(sizes)}: {result['memory_ratio']} times"
+
+
+def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    pi4, pi5 = found["instructions"]["pi4"], found["instructions"]["pi5"]
+    return [(file, f"{pi4[file]:,} and {pi5[file]:,}") for file in pi4]
+
+
+def main() -> None:
+    readme = REPOSITORY / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    files.write_text(readme, f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
