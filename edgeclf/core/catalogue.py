@@ -10,7 +10,6 @@ import array
 import hashlib
 import sys
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from edgeclf.core import archive
 from edgeclf.core.archive import Entry
+from edgeclf.core.card import has_control_character
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import EXTENSIONS, ImageSpec, Pixels, decode, prepare
 
@@ -32,7 +32,6 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 UNSPLIT = -1
 MAX_CLASSES = 100_000
-NO_LABEL = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: control characters, broken encoding, line and paragraph ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +244,7 @@ def _checked(catalogue: Catalogue) -> Catalogue:
     if len(labels) < 2:
         raise DataError(f"{source}: only one class, {labels[0]!r}; a classifier needs at least two class folders")
     for label in labels:
-        if not label.strip() or any(unicodedata.category(c) in NO_LABEL for c in label):
+        if not label.strip() or has_control_character(label):
             raise DataError(f"{source}: class {label!r}: is blank, or has a line break or a broken character; rename it")
     if len(set(labels)) < len(labels):
         raise DataError(f"{source}: class {max(labels, key=labels.count)!r} is named twice; give each its own name")

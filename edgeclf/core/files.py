@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -75,6 +74,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, handle: int) -> None:
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
