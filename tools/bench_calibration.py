@@ -31,12 +31,13 @@ Path(sys.argv[1]).write_bytes(quantize.to_float32(model))
 """
 
 CALIBRATE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 from edgeclf.core.recipe import load_recipe
 from edgeclf.host import calibration, quantize
 from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.runtime.latency import peak_memory
 float32, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[3])
 split = {"seed": 1, "val": 0.001, "val_pictures": 10, "test": 0.001}
 dataset = make_dataset(open_catalogue(sys.argv[2]), load_recipe("resnet8"), split)
@@ -45,7 +46,7 @@ began = time.perf_counter()
 ranges = quantize.record_ranges(float32, chosen.batches())
 quantize.quantize(float32, "int8", ranges)
 seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_memory() / 2**20
 counts = {"pictures": len(dataset.catalogue), "calibrated": ranges.pictures}
 print(json.dumps({**counts, "seconds": round(seconds, 2), "peak_mb": round(peak, 1)}))
 """

@@ -21,15 +21,16 @@ from edgeclf.core.files import write_json
 from edgeclf.runtime.latency import this_machine
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from edgeclf.core.catalogue import scan
 from edgeclf.core.image import ImageSpec
 from edgeclf.host.data import ingest
+from edgeclf.runtime.latency import peak_memory
 began = time.perf_counter()
 shards = ingest(scan(Path(sys.argv[1])), ImageSpec(32, 32))
 seconds = time.perf_counter() - began
-peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+peak_mb = round(peak_memory() / 2**20, 1)
 print(json.dumps({"pictures": len(shards.readable), "seconds": round(seconds, 2), "peak_mb": peak_mb}))
 """
 

@@ -22,10 +22,10 @@ from edgeclf.core.files import write_json
 from edgeclf.runtime.latency import this_machine
 
 BARE = "import typer, numpy, cv2; from ai_edge_litert.interpreter import Interpreter"
-PROGRAM = "import sys; from edgeclf.cli.main import main; sys.exit(main())"
+PROGRAM = "import sys; from edgeclf.__main__ import main; sys.exit(main())"
 CHECKED = """
 import sys
-from edgeclf.cli.main import main
+from edgeclf.__main__ import main
 try:
     main()
 finally:

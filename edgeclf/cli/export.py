@@ -74,7 +74,8 @@ def _answer(done: list[Exported], folder: Path, data: str, as_json: bool) -> Non
     elif done:
         _print_table(done)
         run, file, pictures = (shlex.quote(str(part)) for part in (folder, done[-1].path, data))
-        print(f"next: edgeclf report {run}   or: edgeclf evaluate {file} {pictures}")
+        report = f"edgeclf report {run}   or: " if done[-1].path.parent == folder else ""  # which looks in the run alone
+        print(f"next: {report}edgeclf evaluate {file} {pictures}")
 
 
 def _row(exported: Exported) -> dict[str, Any]:

@@ -23,6 +23,7 @@ Entry: TypeAlias = tuple[str, int, int, int, int, int]
 
 _END, _END64, _CENTRAL, _LOCAL = b"PK\x05\x06", b"PK\x06\x06", b"PK\x01\x02", b"PK\x03\x04"
 _END_BYTES, _LOCATOR_BYTES, _END64_BYTES, _CENTRAL_BYTES, _LOCAL_BYTES = 22, 20, 56, 46, 30
+_LOCAL_NAMES = 256  # what is read ahead for name and extra field of a local header
 _MAX_COMMENT = 65_535
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
@@ -183,16 +184,21 @@ def file_bytes(path: Path) -> bytes:
 
 def range_bytes(file: IO[bytes], offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on; fewer at the end of the file."""
+    size = min(size, MAX_ENCODED_BYTES)
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)  # one call where seek and read are two
     file.seek(offset)
-    return file.read(min(size, MAX_ENCODED_BYTES))
+    return file.read(size)
 
 
 def zip_bytes(file: IO[bytes], name: str, offset: int, stored: int, method: int) -> bytes:
     """The bytes of the zip entry whose local header is at `offset`. Raises DataError, naming `name`."""
-    header = range_bytes(file, offset, _LOCAL_BYTES)
-    if header[:4] != _LOCAL or len(header) < _LOCAL_BYTES:
+    entry = range_bytes(file, offset, _LOCAL_BYTES + _LOCAL_NAMES + stored)
+    if entry[:4] != _LOCAL or len(entry) < _LOCAL_BYTES:
         raise DataError(f"{name}: the zip archive is damaged there")
-    data = range_bytes(file, offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26)), stored)
+    start = _LOCAL_BYTES + sum(struct.unpack_from("<HH", entry, 26))
+    far = start > _LOCAL_BYTES + _LOCAL_NAMES  # its names are longer than was read ahead for them
+    data = range_bytes(file, offset + start, stored) if far else entry[start : start + stored]
     if method == zipfile.ZIP_STORED:
         return data
     if method != zipfile.ZIP_DEFLATED:

@@ -19,7 +19,8 @@ from edgeclf.core.progress import Report
 from edgeclf.runtime.classifier import Classifier, load
 from edgeclf.runtime.engine import Scores, cores
 
-CHUNK = 32  # pictures of one task: small against any data set, large against the cost of handing it out
+# Pictures of one task: enough to be worth handing out, few enough that all workers end together.
+LEAST_CHUNK, MOST_CHUNK, TASKS_EACH = 8, 128, 32
 
 Indices = npt.NDArray[np.int64]
 
@@ -130,7 +131,7 @@ def _answers(
         if not hasattr(local, "read"):
             local.read = reader(catalogue)
             local.classifier = first.pop() if first else classifier.another(threads)
-        rows = range(start, min(start + CHUNK, len(chosen)))
+        rows = range(start, min(start + chunk, len(chosen)))
         for row in rows:
             try:
                 scores[row] = local.classifier.logits(local.read(int(chosen[row])))
@@ -139,8 +140,9 @@ def _answers(
         return len(rows)
 
     done = 0
+    chunk = max(LEAST_CHUNK, min(MOST_CHUNK, len(chosen) // (workers * TASKS_EACH)))
     with ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(work, start) for start in range(0, len(chosen), CHUNK)]
+        tasks = [pool.submit(work, start) for start in range(0, len(chosen), chunk)]
         try:
             for task in as_completed(tasks):
                 done += task.result()

@@ -135,6 +135,11 @@ class TfliteEngine:
         self._table = input_table(model.input, image)
         self._plain = _is_identity(self._table)
         self._scale, self._zero_point = np.float32(answer["quantization"][0]), np.float32(answer["quantization"][1])
+        self._values = (
+            self._dequantised(np.arange(256).astype(np.uint8).view(answer["dtype"]))
+            if np.dtype(answer["dtype"]).itemsize == 1
+            else None
+        )
 
     @cached_property
     def runtime(self) -> str:
@@ -153,6 +158,11 @@ class TfliteEngine:
         stored = self.raw(batch)
         if stored.dtype == np.float32:
             return stored
+        if self._values is not None:
+            return self._values[stored.view(np.uint8)]
+        return self._dequantised(stored)
+
+    def _dequantised(self, stored: npt.NDArray[Any]) -> Scores:
         scores: Scores = (stored.astype(np.float32) - self._zero_point) * self._scale
         return scores
 

@@ -367,3 +367,21 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (data / "cat" / "1.png").unlink()
     with pytest.raises(DataError, match=r"1\.png: cannot be read: No such file"):
         reader(catalogue)(0)
+
+
+def test_a_deflated_picture_is_inflated_to_the_limit_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory may lie about sizes; what an entry really holds must not fill the memory."""
+    catalogue = scan(zipped(tmp_path / "a.zip", USUAL | {"cat/3.png": PNG + bytes(1_000_000)}))
+    monkeypatch.setattr("edgeclf.core.archive.MAX_ENCODED_BYTES", 10_000)
+    assert len(bytes_reader(catalogue)(catalogue.names.index("cat/3.png"))) == 10_000
+
+
+def test_a_zip_entry_with_a_long_extra_field_is_read_whole(tmp_path: Path) -> None:
+    """Some archivers put more before the picture than is read ahead for it."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in USUAL.items():
+            info = zipfile.ZipInfo(name)
+            info.extra = struct.pack("<HH", 0xCAFE, 1000) + bytes(1000)
+            archive.writestr(info, data)
+    catalogue = scan(tmp_path / "a.zip")
+    assert [bytes_reader(catalogue)(i) for i in range(len(catalogue))] == [USUAL[name] for name in catalogue.names]

@@ -51,6 +51,13 @@ def test_second_ingest_decodes_nothing(tmp_path, monkeypatch):
     assert np.array_equal(ingest(catalogue, spec).take(np.arange(20)), first)
 
 
+def test_the_same_size_fitted_in_another_way_is_another_cache(tmp_path):
+    """Everything that preprocessing follows is part of the key."""
+    catalogue = catalogues.scan(_folder(tmp_path / "d"))
+    stretched, cropped = (ingest(catalogue, ImageSpec(8, 8, fit)).take(np.arange(20)) for fit in ("stretch", "crop"))
+    assert not np.array_equal(stretched, cropped)
+
+
 def test_changed_picture_is_read_again(tmp_path):
     """The cache is keyed by names, sizes and times."""
     top = _folder(tmp_path / "d")
