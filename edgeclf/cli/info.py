@@ -150,8 +150,6 @@ def _tensor_facts(tensor: Any) -> dict[str, Any]:
 
 def _card_facts(bundle: Bundle, known: ModelCard | None) -> dict[str, Any]:
     """The card, `known` or of the bundle, whose checksum has been compared when that was read; or that there is none."""
-    import json
-
     shown = bundle.card or known
     if shown is None:
         return {"card": None, "labels": list(bundle.labels)}
@@ -240,11 +238,13 @@ def _sample(catalogue: Catalogue) -> dict[str, Any]:
 
 def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """One fact a line; tables are indented, long lists cut."""
+    from edgeclf.core.text import printable
+
     width = max(len(key) for key in facts)
     for name, value in facts.items():
-        key = _plain(name)
+        key = printable(name)
         if isinstance(value, dict) and 0 < len(value) <= FEW and not any(isinstance(v, dict) for v in value.values()):
-            print(f"{indent}{key:<{width}}  " + "  ".join(f"{_plain(k)} {_text(v)}" for k, v in value.items()))
+            print(f"{indent}{key:<{width}}  " + "  ".join(f"{printable(k)} {_text(v)}" for k, v in value.items()))
         elif isinstance(value, dict) and value:
             print(f"{indent}{key}")
             _print_facts(value, indent + "  ")
@@ -253,20 +253,17 @@ def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
 
 
 def _text(value: object) -> str:
+    from edgeclf.core.text import printable
+
     if isinstance(value, list):
         rest = f" and {len(value) - MOST_LABELS} more" if len(value) > MOST_LABELS else ""
-        return (_plain(", ".join(map(str, value[:MOST_LABELS]))) or "none") + rest
+        return (printable(", ".join(map(str, value[:MOST_LABELS]))) or "none") + rest
     if value in (None, {}, ""):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = _plain(f"{value:,}" if isinstance(value, int) else str(value))
+    text = printable(f"{value:,}" if isinstance(value, int) else str(value))
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … (all of it with --json)"
-
-
-def _plain(text: str) -> str:
-    """What a file says of itself, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -172,16 +172,6 @@ def _counted(path: Path, count: int) -> int:
     return count + 1
 
 
-def file_bytes(path: Path) -> bytes:
-    """The bytes of a file of a bounded size. Raises DataError."""
-    try:
-        if path.stat().st_size > MAX_ENCODED_BYTES:
-            raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def range_bytes(file: IO[bytes], offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on; fewer at the end of the file."""
     size = min(size, MAX_ENCODED_BYTES)

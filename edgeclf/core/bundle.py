@@ -22,8 +22,9 @@ from edgeclf.core.flatbuffer import Flatbuffer, Table
 from edgeclf.core.tflite import IDENTIFIER, TfliteModel, read_model
 
 LABELS, CARD = "labels.txt", "edgeclf.json"
-METADATA = "TFLITE_METADATA"
-AXIS_LABELS = 2  # AssociatedFileType TENSOR_AXIS_LABELS of TFLite's metadata_schema.fbs
+METADATA, METADATA_IDENTIFIER = "TFLITE_METADATA", b"M001"
+# Slots of ModelMetadata and SubGraphMetadata, and AssociatedFileType TENSOR_AXIS_LABELS, of TFLite's metadata_schema.fbs.
+SUBGRAPHS, INPUT_TENSORS, OUTPUT_TENSORS, AXIS_LABELS = 3, 2, 3, 2
 
 MAX_MODEL_BYTES = 1 << 30
 MAX_TAIL_BYTES = 16 << 20
@@ -61,7 +62,7 @@ def read_bundle(path: Path | str) -> Bundle:
 
     Raises ModelError, saying which of these fails. A file without a card is only checked to be whole.
     """
-    return parse_bundle(_file_bytes(Path(path)), str(path))
+    return parse_bundle(model_bytes(Path(path)), str(path))
 
 
 def parse_bundle(data: bytes, where: str) -> Bundle:
@@ -105,7 +106,8 @@ def _labels_text(labels: tuple[str, ...]) -> str:
     return "".join(f"{label}\n" for label in labels)
 
 
-def _file_bytes(path: Path) -> bytes:
+def model_bytes(path: Path) -> bytes:
+    """The bytes of a model file, of a bounded size. Raises ModelError."""
     try:
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
@@ -189,13 +191,24 @@ def _foreign_labels(structure: TfliteModel, entries: dict[str, bytes], where: st
 
 
 def _label_file(metadata: bytes, where: str) -> str | None:
-    """ModelMetadata → subgraph 0 → output tensor 0 → its associated file of labels (slots of metadata_schema.fbs)."""
-    if metadata[4:8] != b"M001":
+    """The associated file of labels of the first output (slots of metadata_schema.fbs)."""
+    output = metadata_tensor(metadata, OUTPUT_TENSORS, where)
+    if output is None:
+        return None
+    return next((t.text(0) for t in output.tables(6) if t.number(2, "<b") == AXIS_LABELS), None)
+
+
+def metadata_tensor(metadata: bytes, tensors: int, where: str) -> Table | None:
+    """ModelMetadata → subgraph 0 → its first tensor in the slot `tensors` (INPUT_TENSORS, OUTPUT_TENSORS).
+
+    None when `metadata` is of another kind or describes no such tensor. Raises ModelError when it is damaged.
+    """
+    if metadata[4:8] != METADATA_IDENTIFIER:
         return None
     file = Flatbuffer(metadata, f"{where}: TFLite Metadata")
     tables = [Table(file, file.follow(0))]
-    for slot in (3, 3):
+    for slot in (SUBGRAPHS, tensors):
         tables = tables[0].tables(slot)[:1]
         if not tables:
             return None
-    return next((t.text(0) for t in tables[0].tables(6) if t.number(2, "<b") == AXIS_LABELS), None)
+    return tables[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import numpy as np
 from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
+from edgeclf.core.text import has_control_character
 
 SCHEMA = 1
 MOST_GOLDEN = 64  # pictures of a self-test
@@ -109,8 +109,3 @@ class ModelCard:
             return config.build(cls, {k: v for k, v in table.items() if v is not None}, where)
         except ConfigError as error:
             raise ModelError(f"model card: {error}") from error
-
-
-def has_control_character(text: str) -> bool:
-    """Whether `text` could move a terminal's cursor, break a line, or cannot be written as UTF-8."""
-    return not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)

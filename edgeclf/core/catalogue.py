@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from edgeclf.core import archive
 from edgeclf.core.archive import Entry
-from edgeclf.core.card import has_control_character
 from edgeclf.core.errors import DataError
-from edgeclf.core.image import EXTENSIONS, ImageSpec, Pixels, decode, prepare
+from edgeclf.core.image import EXTENSIONS, ImageSpec, Pixels, decode, picture_bytes, prepare
+from edgeclf.core.text import has_control_character
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
@@ -131,7 +131,7 @@ def bytes_reader(catalogue: Catalogue) -> Callable[[int], bytes]:
         arrays = catalogue.arrays
         return lambda i: arrays[i].tobytes()
     if catalogue.kind == "folder":
-        return lambda i: archive.file_bytes(catalogue.source / catalogue.names[i])
+        return lambda i: picture_bytes(catalogue.source / catalogue.names[i])
     handle = catalogue.source.open("rb")
     if catalogue.kind == "tar":
         return lambda i: archive.range_bytes(handle, *catalogue.places[i, :2].tolist())

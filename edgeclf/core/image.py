@@ -113,9 +113,17 @@ def read_picture(path: Path) -> Pixels:
     try:
         if not path.is_file():
             raise DataError(f"{path}: {'is no file' if path.exists() else 'no such file'}; give a picture")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode(picture_bytes(path), str(path))
+
+
+def picture_bytes(path: Path) -> bytes:
+    """The bytes of an encoded picture, of a bounded size. Raises DataError, from the OSError when the system refused."""
+    try:
         if path.stat().st_size > MAX_ENCODED_BYTES:
             raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
-        return decode(path.read_bytes(), str(path))
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

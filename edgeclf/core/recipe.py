@@ -119,8 +119,7 @@ class Recipe:
 
 def load_recipe(name: str) -> Recipe:
     """The recipe with a shipped name, or at the path of a `.toml` file. Raises ConfigError."""
-    path = config.find("models", name)
-    return config.build(Recipe, config.read(path), str(path))
+    return read_recipe(config.find("models", name))
 
 
 def override(recipe: Recipe, **changes: Any) -> Recipe:

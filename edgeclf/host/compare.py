@@ -14,12 +14,11 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Accuracy, Interval, PairedDrop, mcnemar_p, paired_drop, score, wilson
 from edgeclf.runtime.classifier import softmax
-from edgeclf.runtime.engine import cores
+from edgeclf.runtime.engine import Scores, cores
 
 BATCH = 250
 SIGNIFICANT = 0.05
 
-Scores = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.integer[Any]]
 Infer = Callable[[Pixels], Scores]
 

@@ -265,7 +265,16 @@ def make_dataset(catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], pr
 
 def open_dataset(run: Run, progress: Report | None = None) -> Dataset:
     """The data that a run was trained on, split as then. Raises DataError when it is gone or has changed."""
-    catalogue = open_catalogue(run.data)
-    if catalogue.fingerprint != run.card.provenance["fingerprint"]:
-        raise DataError(f"{run.data}: has changed since {run.folder} was trained on it; restore it, or train again")
-    return make_dataset(catalogue, run.recipe, run.card.provenance["split"], progress)
+    since = f"{run.folder} was trained on it; restore it, or train again"
+    dataset = reopen(run.card.provenance, run.recipe, since, progress)
+    if dataset.labels != run.card.labels:
+        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
+    return dataset
+
+
+def reopen(provenance: dict[str, Any], recipe: Recipe, since: str, progress: Report | None = None) -> Dataset:
+    """The data that `provenance` names, split as it says. Raises DataError when it is gone, or changed since `since`."""
+    catalogue = open_catalogue(provenance["data"])
+    if catalogue.fingerprint != provenance["fingerprint"]:
+        raise DataError(f"{provenance['data']}: has changed since {since}")
+    return make_dataset(catalogue, recipe, provenance["split"], progress)

@@ -13,20 +13,20 @@ import numpy as np
 from edgeclf.core import files
 from edgeclf.core.bundle import Bundle, attach
 from edgeclf.core.card import Io, ModelCard, SelfTest, golden_inputs
-from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
+from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Interval, PairedDrop, wilson
 from edgeclf.core.tflite import read_model
 from edgeclf.host import calibration, compare, gates, quantize
 from edgeclf.host.calibration import CalibrationSet, Indices
-from edgeclf.host.compare import Against, Scores
+from edgeclf.host.compare import Against
 from edgeclf.host.comparison import FULL
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.full_model import answering
 from edgeclf.host.metadata import with_metadata
 from edgeclf.host.run import Run
-from edgeclf.runtime.engine import TfliteEngine, input_table, open_engine, tflite_runtime
+from edgeclf.runtime.engine import Scores, TfliteEngine, input_table, open_engine, tflite_runtime
 
 MOST_HELD_OUT = 10_000
 AGREEMENT_PICTURES = 500
@@ -112,8 +112,6 @@ def export(
 def _set_up(run: Run, model: Any, bar: Bar) -> _Setting:
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
-    if dataset.labels != run.card.labels:
-        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
     if model.output_shape[-1] != len(dataset.labels):
         raise QualityError(
             f"the network has {model.output_shape[-1]} outputs for {len(dataset.labels)} labels; train again on this data"

@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeclf.core.card import Io
 from edgeclf.core.errors import QualityError
 from edgeclf.core.results import PairedDrop
 from edgeclf.core.tflite import TfliteModel, scheme
+from edgeclf.runtime.engine import Scores
 
 SAME_AS_KERAS = 1e-4
 COLLAPSE = 0.10  # a drop whose whole 95% interval lies above this is no model to ship
 ENOUGH_TO_JUDGE = 20  # pictures; a working model may give so few of them one answer
 INPUT_SCALE = 1 / 128
 ZERO_POINTS = {"uint8": 128, "int8": 0}
-
-Scores = npt.NDArray[np.float32]
 
 
 def check_structure(model: TfliteModel, variant: str, io: Io, labels: int) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeclf.core.bundle import AXIS_LABELS, LABELS, METADATA
+from edgeclf.core.bundle import AXIS_LABELS, INPUT_TENSORS, LABELS, METADATA, METADATA_IDENTIFIER, OUTPUT_TENSORS, SUBGRAPHS
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError
 from edgeclf.core.flatbuffer import Number, Numbers, Outside, Table, pack
 from edgeclf.core.tflite import IDENTIFIER, read_model, root_table
 
-METADATA_IDENTIFIER = b"M001"
 MIN_PARSER_VERSION = "1.0.0"
 # Members of the unions ContentProperties and ProcessUnitOptions, and of ColorSpaceType, which has no name for BGR.
 FEATURE_PROPERTIES, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 1, 2, 1
@@ -45,8 +44,8 @@ def with_metadata(model: bytes, card: ModelCard) -> bytes:
 def metadata(card: ModelCard) -> bytes:
     """The flatbuffer ModelMetadata for a classifier of one picture."""
     description = f"Image classifier of {len(card.labels)} classes, {card.variant}."
-    graph = {2: [_input(card)], 3: [_output(card)]}
-    return pack({0: card.name, 1: description, 3: [graph], 7: MIN_PARSER_VERSION}, METADATA_IDENTIFIER)
+    graph = {INPUT_TENSORS: [_input(card)], OUTPUT_TENSORS: [_output(card)]}
+    return pack({0: card.name, 1: description, SUBGRAPHS: [graph], 7: MIN_PARSER_VERSION}, METADATA_IDENTIFIER)
 
 
 def _kept(root: Table, slot: int) -> Outside:

@@ -13,11 +13,10 @@ from edgeclf.core.errors import QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar
 from edgeclf.core.recipe import load_recipe
-from edgeclf.core.results import wilson
 from edgeclf.host import train as training
 from edgeclf.host import wording
 from edgeclf.host.checkpoint import OnEpoch
-from edgeclf.host.data import Dataset, open_dataset
+from edgeclf.host.data import Dataset
 from edgeclf.host.demo import PICTURE_S, render_video
 from edgeclf.host.export import export
 from edgeclf.host.report import HTML, make_report
@@ -57,7 +56,7 @@ def quickstart(say: Callable[[str], None], bar: Bar, on_epoch: OnEpoch | None = 
     run = training.train(job, on_epoch)
     say(f"2/5 export: {', '.join(VARIANTS)}")
     exported = {e.variant: e for e in export(run, VARIANTS, bar=bar)}
-    dataset = open_dataset(run)
+    dataset = job.dataset
     say(f"3/5 evaluate: every file on the {len(dataset.parts['test'])} held-out scans")
     for variant, one in exported.items():
         say(f"    {variant:<8} {_accuracy(one.path, dataset)}  {wording.size(one.file_bytes)}")
@@ -72,8 +71,7 @@ def quickstart(say: Callable[[str], None], bar: Bar, on_epoch: OnEpoch | None = 
 
 def _accuracy(path: Path, dataset: Dataset) -> str:
     found = evaluate(path, dataset.catalogue, dataset.parts["test"]).accuracy
-    interval = wilson(round(found.top1 * found.pictures), found.pictures)
-    return f"top-1 {found.top1:.2%} ({interval.low:.2%} to {interval.high:.2%})"
+    return f"top-1 {found.top1:.2%} ({found.top1_interval.low:.2%} to {found.top1_interval.high:.2%})"
 
 
 def _live(int8: Path, video: Path, dataset: Dataset) -> tuple[Summary, float]:

@@ -38,7 +38,7 @@ from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Size
 from edgeclf.core.tflite import scheme
 from edgeclf.host import compare, report_html, timing
-from edgeclf.host.compare import Infer, Scores
+from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.full_model import answering
@@ -47,7 +47,7 @@ from edgeclf.host.plots import History, read_history
 from edgeclf.host.run import HISTORY, MODEL, Run
 from edgeclf.host.timing import Timing
 from edgeclf.host.verdict import recommend
-from edgeclf.runtime.engine import cores, open_engine
+from edgeclf.runtime.engine import Scores, cores, open_engine
 from edgeclf.runtime.latency import Machine, file_size, this_machine
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
@@ -79,8 +79,6 @@ def make_report(
     entrants, unusable = enter(run, threads)
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
-    if dataset.labels != run.card.labels:
-        raise DataError(f"{run.data}: its classes are not those of {run.folder}; restore the data, or train again")
     entrants, peeked = _apart_from_test(entrants, dataset)
     comparison = measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar)
     write(comparison, dataset, run, out or run.folder)

@@ -14,14 +14,14 @@ from typing import Any
 
 from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
-from edgeclf.core.errors import ConfigError, DataError, StorageError
+from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe, read_recipe
 from edgeclf.host import architectures
 from edgeclf.host.batches import batch_size, training_batches, validation_batches
 from edgeclf.host.builtin import LOADERS
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, after_each_epoch, restore
-from edgeclf.host.data import Dataset, make_dataset, open_catalogue
+from edgeclf.host.data import Dataset, make_dataset, open_catalogue, reopen
 from edgeclf.host.full_model import measure
 from edgeclf.host.keras import keras
 from edgeclf.host.objective import compile_model
@@ -90,10 +90,8 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
     if not (folder / STARTED).exists():
         raise ConfigError(f"{folder}: holds no interrupted run")
     provenance, recipe = _provenance(folder / STARTED), read_recipe(folder / RECIPE)
-    catalogue = open_catalogue(provenance["data"])
-    if catalogue.fingerprint != provenance["fingerprint"]:
-        raise DataError(f"{provenance['data']}: has changed since this training started; restore it, or start a new run")
-    return Job(folder, recipe, make_dataset(catalogue, recipe, provenance["split"], progress), provenance)
+    dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
+    return Job(folder, recipe, dataset, provenance)
 
 
 def _provenance(path: Path) -> dict[str, Any]:

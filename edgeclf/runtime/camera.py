@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgeclf.core.devices import CameraSection
-from edgeclf.core.errors import DataError, SourceError
-from edgeclf.core.image import EXTENSIONS, MAX_ENCODED_BYTES, Pixels, decode
+from edgeclf.core.errors import SourceError
+from edgeclf.core.image import EXTENSIONS, Pixels, decode, picture_bytes
 
 # FFmpeg writes addresses, credentials included, into its log; V4L2 waits 10 s for a camera that was pulled out.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -186,13 +186,7 @@ class FolderReader:
         path = next(self._paths, None)
         if path is None:
             return None
-        try:
-            if path.stat().st_size > MAX_ENCODED_BYTES:
-                raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        return Picture(decode(data, str(path)), str(path))
+        return Picture(decode(picture_bytes(path), str(path)), str(path))
 
     def close(self) -> None:
         self._paths = iter(())

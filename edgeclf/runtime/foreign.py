@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from edgeclf.core.bundle import METADATA, Bundle
-from edgeclf.core.card import Io, ModelCard, has_control_character
+from edgeclf.core.bundle import INPUT_TENSORS, METADATA, Bundle, metadata_tensor
+from edgeclf.core.card import Io, ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
-from edgeclf.core.flatbuffer import Flatbuffer, Table
 from edgeclf.core.image import MOST, Colour, ImageSpec
+from edgeclf.core.text import has_control_character
 from edgeclf.core.tflite import TfliteModel, logits_tensor, scheme
 from edgeclf.runtime.engine import Normalize
 
@@ -142,16 +142,11 @@ def _normalization(model: TfliteModel, where: str) -> Normalize:
 
 
 def _metadata_normalization(metadata: bytes, where: str) -> Normalize | None:
-    """ModelMetadata → subgraph 0 → input tensor 0 → NormalizationOptions (slots of metadata_schema.fbs)."""
-    if metadata[4:8] != b"M001":
+    """The NormalizationOptions of the first input (slots of metadata_schema.fbs)."""
+    given = metadata_tensor(metadata, INPUT_TENSORS, where)
+    if given is None:
         return None
-    file = Flatbuffer(metadata, f"{where}: TFLite Metadata")
-    tables = [Table(file, file.follow(0))]
-    for slot in (3, 2):
-        tables = tables[0].tables(slot)[:1]
-        if not tables:
-            return None
-    units = [unit.table(1) for unit in tables[0].tables(4) if unit.number(0, "<B") == NORMALIZATION]
+    units = [unit.table(1) for unit in given.tables(4) if unit.number(0, "<B") == NORMALIZATION]
     if not units or units[0] is None:
         return None
     return _one_value(units[0].vector(0, "f"), "mean", where), _one_value(units[0].vector(1, "f"), "std", where)

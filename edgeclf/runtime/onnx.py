@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeclf.core.bundle import CARD, MAX_MODEL_BYTES, Bundle
+from edgeclf.core.bundle import CARD, Bundle, model_bytes
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import MissingExtra, ModelError
 from edgeclf.core.image import Colour, ImageSpec, Pixels
@@ -24,12 +24,7 @@ def is_onnx(name: str) -> bool:
 
 def read_onnx(path: Path) -> Bundle:
     """The file's bytes; its card and labels are read when it is opened. Raises ModelError."""
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise ModelError(f"{path}: larger than the limit of {MAX_MODEL_BYTES >> 20} MB for a model")
-        return Bundle(path.read_bytes(), name=str(path))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return Bundle(model_bytes(path), name=str(path))
 
 
 class OnnxEngine:

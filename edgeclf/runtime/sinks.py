@@ -17,6 +17,7 @@ from typing import Any, Protocol, TextIO, TypeAlias
 
 from edgeclf.core.errors import StorageError
 from edgeclf.core.image import Pixels
+from edgeclf.core.text import printable
 from edgeclf.runtime.capture import CaptureState
 from edgeclf.runtime.decision import INVALID, Decision
 
@@ -268,4 +269,4 @@ def describe(event: Event) -> str:
         shown = f"{answer.label:<16} {answer.score:6.1%}"
         rate = f"{event.fps:6.1f}" if event.fps else "     -"
         text = f"{clock}  {shown}  {rate} fps  age {event.age_ms:6.1f} ms  {event.name}"
-    return "".join(c if c.isprintable() else "?" for c in text).rstrip()
+    return printable(text).rstrip()

@@ -93,7 +93,7 @@ def test_what_a_killed_ingest_left_is_swept_and_one_at_work_is_not(tmp_path, mon
 def test_picture_that_could_not_be_opened_is_tried_again(tmp_path, monkeypatch):
     """A missing permission is mended without touching the picture, so the cache must not remember it for ever."""
     top = _folder(tmp_path / "d")
-    catalogue, real = catalogues.scan(top), catalogues.archive.file_bytes
+    catalogue, real = catalogues.scan(top), catalogues.picture_bytes
 
     def refused(path):
         if path.name == "03.png":
@@ -101,7 +101,7 @@ def test_picture_that_could_not_be_opened_is_tried_again(tmp_path, monkeypatch):
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalogues.archive, "file_bytes", refused)
+        patch.setattr(catalogues, "picture_bytes", refused)
         skipped = ingest(catalogue, ImageSpec(8, 8)).skipped
         assert skipped == (
             ("cat/03.png", "cannot be read: Permission denied"),
