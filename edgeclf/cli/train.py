@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,36 +14,67 @@ from edgeclf.cli.common import need_training, print_json, progress, say
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeclf.host.checkpoint import OnEpoch
     from edgeclf.host.run import Run
     from edgeclf.host.train import Job
 
+ADVERSARIAL_EPSILON = 8.0  # pixel values of 255, as is usual for pictures of 32 pixels
+
 
 def train(
-    model: Annotated[str | None, typer.Argument(help="A recipe: a name that 'edgeclf models' lists, or a .toml file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A recipe: a name that 'edgeclf models' lists, a .toml file, or path/to/file.py:build of your own."),
+    ] = None,
     data: Annotated[
         str | None, typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/MODEL-DATA")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out, or the newest one.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step; 0 finds the fastest.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides split, weights, order and augmentation.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror pictures at random.")] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", help="Stop after so many epochs without a better validation.")
+    ] = None,
+    class_balance: Annotated[
+        str | None, typer.Option(metavar="HOW", help="For uneven folders: none, weights or sampling.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or float16 on a GPU.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other value of the recipe, as training.ema=0.999."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A file of weights to start from.", show_default=False)] = None,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="Train on attacked pictures (PGD, 8 of 255), and measure what they do.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Refuse kernels that do not repeat; a CPU repeats to the bit without.")
+    ] = False,
+    strategy: Annotated[str, typer.Option(help="none, mirrored (all GPUs here), or multi-worker (hosts in TF_CONFIG).")] = "none",
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.", show_default=False)] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow tracking server or folder.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a classifier on a folder of pictures and write a run folder.
 
-    Example: edgeclf train compact photos/ --epochs 50
+    Example: edgeclf train compact photos/ --epochs 50 --set augmentation.colour=0.2
     """
     need_training("train")
     if resume and (model or data):
         raise ConfigError("--resume goes on with what the run folder says; leave MODEL and DATA out, name it with --out")
     if not resume and not (model and data):
         raise ConfigError("give MODEL and DATA, as in: edgeclf train compact photos/ (or --resume)")
-    from edgeclf.core.recipe import load_recipe, override
+    from edgeclf.core import config
+    from edgeclf.core.recipe import load_recipe, override, override_by_text
     from edgeclf.host import train as stage
+    from edgeclf.host.fitting import Options
 
     with progress("reading pictures") as report:
         if resume:
@@ -52,17 +83,38 @@ def train(
             recipe = override(
                 load_recipe(str(model)), training__epochs=epochs, training__batch_size=batch_size,
                 training__learning_rate=learning_rate, training__seed=seed, image__size=image_size, augmentation__flip=flip,
+                training__early_stopping=early_stopping, training__class_balance=class_balance, training__precision=precision,
+                adversarial__epsilon=ADVERSARIAL_EPSILON if adversarial else None,
             )  # fmt: skip
-            job = stage.start(recipe, str(data), out, report)
+            recipe = override_by_text(recipe, settings or ())
+            chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}
+            job = stage.start(recipe, str(data), out, report, config.build(Options, chosen, "options"))
     describe(job)
-    run = fit(job)
+    run = fit(job, *_watchers(job, tensorboard, mlflow))
     if as_json:
         print_json({"run": str(run.folder), "accuracy": run.card.accuracy["model"], "labels": list(run.card.labels)})
     else:
-        test = run.card.accuracy["model"]["test"]
-        low, high = test["low"], test["high"]
-        print(f"{run.folder}: test top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}) on {test['pictures']} pictures")
-        print(f"next: edgeclf export {shlex.quote(str(run.folder))} --all")
+        _print_result(run)
+
+
+def _watchers(job: Job, tensorboard: Path | None, mlflow: str | None) -> list[Any]:
+    """What else hears of every epoch."""
+    from edgeclf.host import logs
+
+    found = [logs.tensorboard(tensorboard, job.recipe)] if tensorboard else []
+    return found + ([logs.mlflow(mlflow, job.folder.name, job.recipe)] if mlflow else [])
+
+
+def _print_result(run: Run) -> None:
+    accuracy = run.card.accuracy["model"]
+    test = accuracy["test"]
+    print(f"{run.folder}: test top-1 {test['top1']:.2%} ({test['low']:.2%} to {test['high']:.2%}) on {test['pictures']} pictures")
+    if attacked := accuracy.get("test_attacked"):
+        print(
+            f"attacked (PGD, epsilon {attacked['epsilon']:g} of 255, {attacked['steps']} steps): {attacked['top1']:.2%} "
+            f"({attacked['low']:.2%} to {attacked['high']:.2%})"
+        )
+    print(f"next: edgeclf export {shlex.quote(str(run.folder))} --all")
 
 
 def describe(job: Job) -> None:
@@ -78,12 +130,16 @@ def describe(job: Job) -> None:
         say(f"warning: {dataset.leaked} training pictures are also held out for val or test; they were left out of training")
 
 
-def fit(job: Job) -> Run:
-    """Train with a line an epoch, and a bar where there is a terminal."""
+def fit(job: Job, *watchers: OnEpoch) -> Run:
+    """Train with a line an epoch, and a bar where there is a terminal; `watchers` hear of every epoch too."""
     from edgeclf.host import train as stage
 
+    def on_epoch(row: dict[str, float], epochs: int) -> None:
+        for watch in (epoch_line, *watchers):
+            watch(row, epochs)
+
     with progress("training") as on_step:
-        return stage.train(job, epoch_line, on_step)
+        return stage.train(job, on_epoch, on_step)
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> None:

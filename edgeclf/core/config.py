@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -75,6 +76,21 @@ def build(cls: type[T], table: dict[str, Any], where: str) -> T:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def to_table(value: Any) -> dict[str, Any]:
+    """The frozen dataclass as the nested table that `build` reads back to an equal value."""
+    table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))  # tuples become lists
+    return table
+
+
+def value_of(text: str) -> Any:
+    """`text` as a TOML value; as a string where it is none."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return table["value"] if len(table) == 1 else text
 
 
 def to_toml(value: Any, section: str = "") -> str:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeclf.core.recipe import Recipe, TrainingSection
+import edgeclf.host.augment as augment_module
 from edgeclf.host.augment import augment, normalise
 from edgeclf.host.data import Dataset
 from edgeclf.host.keras import tensorflow
@@ -17,29 +19,48 @@ MAX_STEPS = 100_000  # an epoch; keeps the seeds of two epochs apart
 
 
 def training_batches(dataset: Dataset, recipe: Recipe, first_epoch: int = 0) -> Any:
-    """An endless `tf.data.Dataset` of augmented, normalised batches; epoch and step alone decide what each holds."""
+    """An endless `tf.data.Dataset` of augmented, normalised batches; epoch and step alone decide what each holds.
+
+    Elements are (pictures, class indices), or targets (pictures, classes) in place of the indices where the recipe mixes
+    pictures; with `class_balance` of "weights" a weight of each picture comes third.
+    """
     tf = tensorflow()
-    shape = dataset.shards.shape
+    section, augmentation, classes = recipe.training, recipe.augmentation, len(dataset.labels)
+    weights = tf.constant(class_weights(dataset)) if section.class_balance == "weights" else None
     batches = tf.data.Dataset.from_generator(
-        lambda: _batches(dataset, recipe.training, first_epoch),
+        lambda: _batches(dataset, section, first_epoch),
         output_signature=(
-            tf.TensorSpec((None, *shape), tf.uint8),
+            tf.TensorSpec((None, *dataset.shards.shape), tf.uint8),
             tf.TensorSpec((None,), tf.int32),
             tf.TensorSpec((2,), tf.int32),
         ),
     )
 
-    def ready(pictures: Any, classes: Any, seed: Any) -> tuple[Any, Any]:
-        return normalise(augment(pictures, seed, recipe.augmentation)), classes
+    def ready(pictures: Any, truth: Any, seed: Any) -> tuple[Any, ...]:
+        given = (tf.gather(weights, truth),) if weights is not None else ()
+        pictures = normalise(augment(pictures, seed, augmentation))
+        if not mixes(recipe):
+            return pictures, truth, *given
+        return *augment_module.mix(pictures, tf.one_hot(truth, classes), seed, augmentation), *given
 
     return batches.map(ready, num_parallel_calls=1, deterministic=True).prefetch(4)
 
 
+def mixes(recipe: Recipe) -> bool:
+    """Whether pictures of a batch are mixed, so that targets are distributions and no classes."""
+    return bool(recipe.augmentation.mixup or recipe.augmentation.cutmix)
+
+
+def class_weights(dataset: Dataset) -> npt.NDArray[np.float32]:
+    """What a picture of each class counts in the loss, float32 (classes,): 1 on average, inverse to the class's share."""
+    counts = np.bincount(dataset.classes_of("train"), minlength=len(dataset.labels))
+    return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)), np.float32)
+
+
 def _batches(dataset: Dataset, section: TrainingSection, first_epoch: int) -> Iterator[tuple[Any, Any, Any]]:
-    part, size = dataset.parts["train"], batch_size(dataset, section)
-    epoch = first_epoch
+    size, epoch = batch_size(dataset, section), first_epoch
     while True:
-        order = np.random.RandomState([section.seed, epoch]).permutation(part)
+        order = _order(dataset, section, epoch)
         for step in range(len(order) // size):
             chosen = order[step * size : (step + 1) * size]
             seed = np.array([section.seed, epoch * MAX_STEPS + step], np.int32)
@@ -47,10 +68,27 @@ def _batches(dataset: Dataset, section: TrainingSection, first_epoch: int) -> It
         epoch += 1
 
 
-def validation_batches(dataset: Dataset) -> Any:
-    """The validation part in order, normalised, as a finite `tf.data.Dataset`."""
+def _order(dataset: Dataset, section: TrainingSection, epoch: int) -> npt.NDArray[np.int64]:
+    """The training pictures of an epoch; with balanced sampling as many, but equally many of each class."""
+    random, part = np.random.RandomState([section.seed, epoch]), dataset.parts["train"]
+    if section.class_balance != "sampling":
+        return random.permutation(part)
+    truth, classes = dataset.classes_of("train"), len(dataset.labels)
+    shares = np.bincount(np.arange(len(part)) % classes, minlength=classes)  # sums to the number of pictures
+    drawn = [_repeated(random, part[truth == number], share) for number, share in enumerate(shares)]
+    return random.permutation(np.concatenate(drawn))
+
+
+def _repeated(random: np.random.RandomState, pictures: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """`count` of `pictures`, each before any comes again."""
+    rounds = [random.permutation(pictures) for _ in range(-(-count // len(pictures)))]
+    return np.concatenate([*rounds, pictures[:0]])[:count]
+
+
+def validation_batches(dataset: Dataset, recipe: Recipe) -> Any:
+    """The validation part in order, normalised, as a finite `tf.data.Dataset`; targets are of the kind of the training's."""
     tf = tensorflow()
-    part = dataset.parts["val"]
+    part, classes, dense = dataset.parts["val"], len(dataset.labels), mixes(recipe)
 
     def batches() -> Iterator[tuple[Any, Any]]:
         for first in range(0, len(part), VALIDATION_BATCH):
@@ -58,7 +96,9 @@ def validation_batches(dataset: Dataset) -> Any:
             yield dataset.shards.take(chosen), dataset.catalogue.classes[chosen]
 
     signature = tf.TensorSpec((None, *dataset.shards.shape), tf.uint8), tf.TensorSpec((None,), tf.int32)
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).map(lambda x, y: (normalise(x), y))
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).map(
+        lambda x, y: (normalise(x), tf.one_hot(y, classes) if dense else y)
+    )
 
 
 def batch_size(dataset: Dataset, section: TrainingSection) -> int:

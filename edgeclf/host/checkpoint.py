@@ -1,4 +1,4 @@
-"""The state of a training after each epoch: written whole, restored to the bit."""
+"""The state of a training after each epoch: validated, written whole, restored to the bit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,70 +19,121 @@ import numpy as np
 from edgeclf.core import files
 from edgeclf.core.errors import EdgeclfError, ModelError
 from edgeclf.core.progress import Report
+from edgeclf.core.recipe import TrainingSection
 from edgeclf.host.keras import keras
+from edgeclf.host.objective import plateau_factor
 from edgeclf.host.run import HISTORY
 
 CHECKPOINT = "checkpoint.npz"
 
+Weights: TypeAlias = list[Any]  # of arrays, in the order of `model.weights`
 Row: TypeAlias = dict[str, float]
 OnEpoch: TypeAlias = Callable[[Row, int], None]
 
 
-def after_each_epoch(
-    folder: Path, history: list[Row], epochs: int, steps: int, on_epoch: OnEpoch | None, on_step: Report | None
-) -> Any:
-    """A Keras callback that appends to `history` and writes it and a checkpoint to `folder`, each whole.
+@dataclass
+class State:
+    """What a training has reached: its history, and the best weights where early stopping asks for them."""
 
-    It calls `on_epoch(row, epochs)` and `on_step(done, steps)`, and raises EdgeclfError when the loss is no number.
+    history: list[Row] = field(default_factory=list)
+    best: Weights = field(default_factory=list)
+
+    def waited(self) -> int:
+        """Epochs since the best validation accuracy; the first of equal ones is the best."""
+        accuracies = [row["val_accuracy"] for row in self.history]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+    def is_over(self, section: TrainingSection) -> bool:
+        """Whether no epoch is left, or early stopping ends the training here."""
+        stopped = bool(section.early_stopping) and self.waited() >= section.early_stopping
+        return len(self.history) >= section.epochs or stopped
+
+
+def after_each_epoch(
+    folder: Path, state: State, section: TrainingSection, steps: int, on_epoch: OnEpoch | None, on_step: Report | None
+) -> Any:
+    """A Keras callback that adds each epoch to `state` and writes it and a checkpoint to `folder`, each whole.
+
+    Validation sees the averaged weights where there are any. It calls `on_epoch(row, epochs)` and `on_step(done, steps)`,
+    and raises EdgeclfError, naming the batch, when the loss is no number.
     """
 
     class Callback(keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.began = time.monotonic()
+            self.epoch, self.began = epoch, time.monotonic()
+            if section.schedule == "plateau":
+                factor = plateau_factor([row["val_loss"] for row in state.history], section)
+                schedule_of(self.model).factor.assign(factor)
 
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        def on_train_batch_end(self, batch: int, logs: Row | None = None) -> None:
+            if not math.isfinite((logs or {}).get("loss", 0.0)):
+                raise EdgeclfError(
+                    f"{folder}: the loss stopped being a number in batch {batch + 1} of epoch {self.epoch + 1}; train again "
+                    "with a lower --learning-rate or --set training.clip_norm=1 "
+                    f"(the checkpoint keeps the weights of epoch {self.epoch})"
+                )
             if on_step and (batch % 8 == 7 or batch + 1 == steps):
                 on_step(batch + 1, steps)
 
+        def on_test_begin(self, logs: Any = None) -> None:
+            self.raw = [v.numpy() for v in self.model.weights] if section.ema else []
+            use_average(self.model, section)
+
+        def on_test_end(self, logs: Any = None) -> None:
+            if section.early_stopping:
+                self.validated = [v.numpy() for v in self.model.weights]
+            for variable, value in zip(self.model.weights, self.raw, strict=False):
+                variable.assign(value)
+
         def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
             row = _row(epoch, logs or {}, self.model, time.monotonic() - self.began)
-            if not math.isfinite(row["loss"]):
-                raise EdgeclfError(
-                    f"{folder}: the loss stopped being a number in epoch {epoch + 1}; lower --learning-rate "
-                    f"(the checkpoint keeps the weights of epoch {epoch})"
-                )
-            history.append(row)
-            _write_history(folder, history)
-            _save(folder, self.model, history)
+            state.history.append(row)
+            if section.early_stopping and state.waited() == 0:
+                state.best = self.validated
+            _write_history(folder, state.history)
+            _save(folder, self.model, state)
             if on_epoch:
-                on_epoch(row, epochs)
+                on_epoch(row, section.epochs)
+            self.model.stop_training = state.is_over(section)
 
     return Callback()
 
 
-def restore(folder: Path, model: Any) -> list[Row]:
-    """Load the checkpoint in `folder` into `model` and its optimiser; the history so far, empty without a checkpoint.
+def schedule_of(model: Any) -> Any:
+    """The schedule object of a compiled model's optimiser, which Keras shows the current value of alone."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return optimizer._learning_rate
+
+
+def use_average(model: Any, section: TrainingSection) -> None:
+    """Put the averaged weights into the model where the recipe averages them."""
+    if section.ema:
+        getattr(model.optimizer, "inner_optimizer", model.optimizer).finalize_variable_values(model.trainable_variables)
+
+
+def restore(folder: Path, model: Any) -> State:
+    """Load the checkpoint in `folder` into `model` and its optimiser; an empty state without a checkpoint.
 
     Raises ModelError for a damaged one.
     """
     path = folder / CHECKPOINT
     if not path.exists():
-        return []
+        return State()
     model.optimizer.build(model.trainable_variables)
     try:
         with np.load(path, allow_pickle=False) as saved:
             for prefix, variables in (("w", model.weights), ("o", model.optimizer.variables)):
                 for i, variable in enumerate(variables):
                     variable.assign(saved[f"{prefix}{i}"])
-            history: list[Row] = json.loads(saved["history"].tobytes())
+            best = [saved[f"b{i}"] for i in range(len(model.weights))] if "b0" in saved else []
+            return State(json.loads(saved["history"].tobytes()), best)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"{path}: the checkpoint is damaged; remove it, and --resume starts at the first epoch") from error
-    return history
 
 
 def _row(epoch: int, logs: dict[str, float], model: Any, seconds: float) -> Row:
     names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    rate = float(model.optimizer.learning_rate)
+    rate = float(model.optimizer.learning_rate.numpy())  # of a replicated variable too
     return {"epoch": epoch + 1, **{n: float(logs[n]) for n in names}, "learning_rate": rate, "seconds": round(seconds, 3)}
 
 
@@ -93,9 +145,10 @@ def _write_history(folder: Path, history: list[Row]) -> None:
     files.write_text(folder / HISTORY, text.getvalue())
 
 
-def _save(folder: Path, model: Any, history: list[Row]) -> None:
+def _save(folder: Path, model: Any, state: State) -> None:
     """Weights, optimiser state and history in one file, so that they can never disagree."""
-    weights = {f"w{i}": v.numpy() for i, v in enumerate(model.weights)}
-    state = {f"o{i}": v.numpy() for i, v in enumerate(model.optimizer.variables)}
+    arrays = {f"w{i}": v.numpy() for i, v in enumerate(model.weights)}
+    arrays |= {f"o{i}": v.numpy() for i, v in enumerate(model.optimizer.variables)}
+    arrays |= {f"b{i}": v for i, v in enumerate(state.best)}
     with files.writing(folder / CHECKPOINT) as path, path.open("wb") as file:
-        np.savez(file, history=np.frombuffer(json.dumps(history).encode(), np.uint8), **weights, **state)
+        np.savez(file, history=np.frombuffer(json.dumps(state.history).encode(), np.uint8), **arrays)

@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,13 @@ from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.progress import Report
-from edgeclf.core.recipe import Recipe, read_recipe
-from edgeclf.host import architectures
-from edgeclf.host.batches import batch_size, training_batches, validation_batches
+from edgeclf.core.recipe import Recipe, override, read_recipe
+from edgeclf.host import adversarial, batch_search, distribute
 from edgeclf.host.builtin import LOADERS
-from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, after_each_epoch, restore
+from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
 from edgeclf.host.data import Dataset, make_dataset, open_catalogue, reopen
+from edgeclf.host.fitting import Options, fit
 from edgeclf.host.full_model import measure
-from edgeclf.host.keras import keras
-from edgeclf.host.objective import compile_model
 from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run
 
 _PACKAGES = ("edgeclf", "tensorflow", "tf-keras", "numpy", "opencv-python")
@@ -38,13 +36,23 @@ class Job:
     recipe: Recipe
     dataset: Dataset
     provenance: dict[str, Any]
+    options: Options = field(default_factory=Options)
 
 
-def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Report | None = None) -> Job:
+def start(
+    recipe: Recipe, data: str, folder: Path | None = None, progress: Report | None = None, options: Options | None = None
+) -> Job:
     """Ingest `data` and lay out a new run folder (default `runs/RECIPE-DATA`, numbered when taken).
 
-    Raises ConfigError when `folder` already holds a run, DataError for unusable pictures.
+    A batch size of 0 becomes the one that trains fastest here. Raises ConfigError when `folder` already holds a run,
+    DataError for unusable pictures.
     """
+    options = options or Options()
+    worker = distribute.worker(options.strategy)
+    if folder is None and worker.count > 1:
+        raise ConfigError("several workers need --out, so that all know the run folder")
+    if folder and not worker.is_chief:
+        folder = folder.with_name(f"{folder.name}.worker-{worker.index}")
     if folder:
         _check_free(folder)
     section = recipe.data
@@ -57,16 +65,19 @@ def start(recipe: Recipe, data: str, folder: Path | None = None, progress: Repor
         "recipe": recipe.name,
         "seed": recipe.training.seed,
         "versions": _versions(),
+        "options": asdict(options),
         "command": shlex.join(["edgeclf", *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if recipe.training.batch_size == 0:
+        recipe = override(recipe, training__batch_size=batch_search.fastest(recipe, dataset))
     folder = folder or _new_folder(f"{recipe.name}-{_data_name(data)}")
     with files.locked(folder):
         _check_free(folder)  # another may have started there while this one read pictures
         files.write_text(folder / RECIPE, config.to_toml(recipe))
         files.write_json(folder / SPLIT, _named_split(dataset))
         files.write_json(folder / STARTED, provenance)
-    return Job(folder, recipe, dataset, provenance)
+    return Job(folder, recipe, dataset, provenance, options)
 
 
 def _check_free(folder: Path) -> None:
@@ -91,7 +102,7 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
         raise ConfigError(f"{folder}: holds no interrupted run")
     provenance, recipe = _provenance(folder / STARTED), read_recipe(folder / RECIPE)
     dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
-    return Job(folder, recipe, dataset, provenance)
+    return Job(folder, recipe, dataset, provenance, config.build(Options, provenance.get("options", {}), str(folder / STARTED)))
 
 
 def _provenance(path: Path) -> dict[str, Any]:
@@ -113,45 +124,27 @@ def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = No
     the same folder.
     """
     with files.locked(job.folder):
-        return _train(job, on_epoch, on_step)
+        return _finish(job, *fit(job.recipe, job.dataset, job.folder, job.options, on_epoch, on_step))
 
 
-def _train(job: Job, on_epoch: OnEpoch | None, on_step: Report | None) -> Run:
-    section = job.recipe.training
-    keras().utils.set_random_seed(section.seed)
-    model = architectures.build(job.recipe, len(job.dataset.labels))
-    steps = len(job.dataset.parts["train"]) // batch_size(job.dataset, section)
-    compile_model(model, section, steps)
-    history = restore(job.folder, model)
-    if len(history) < section.epochs:
-        model.fit(
-            training_batches(job.dataset, job.recipe, first_epoch=len(history)),
-            steps_per_epoch=steps,
-            epochs=section.epochs,
-            initial_epoch=len(history),
-            validation_data=validation_batches(job.dataset),
-            callbacks=[after_each_epoch(job.folder, history, section.epochs, steps, on_epoch, on_step)],
-            verbose=0,
-        )
-    return _finish(job, model, history)
-
-
-def _finish(job: Job, model: Any, history: list[Row]) -> Run:
+def _finish(job: Job, model: Any, state: State) -> Run:
     """Write curves, model and, last, the card that makes the run a finished one."""
     from edgeclf.host import plots  # matplotlib, which nothing before this moment needs
 
     plots.training_curves(job.folder / HISTORY, job.folder / CURVES)
-    plain = architectures.build(job.recipe, len(job.dataset.labels))  # without optimiser state and loss
-    plain.set_weights(model.get_weights())
     with files.writing(job.folder / MODEL) as path:
-        plain.save(path, save_format="keras")
+        model.save(path, save_format="keras")
+    history, attack = state.history, job.recipe.adversarial
+    accuracy = {part: measure(model, job.dataset, part) for part in ("val", "test")}
+    if attack.epsilon:
+        accuracy["test_attacked"] = adversarial.measure_robust(model, job.dataset, "test", attack)
     card = ModelCard(
         name=job.recipe.name,
         labels=job.dataset.labels,
         image=job.recipe.image.spec(),
         outputs="logits",
         provenance={**job.provenance, "epochs": len(history), "seconds": round(sum(r["seconds"] for r in history), 1)},
-        accuracy={"model": {part: measure(model, job.dataset, part) for part in ("val", "test")}},
+        accuracy={"model": accuracy},
     )
     files.write_text(job.folder / CARD, card.to_json())
     for path in (job.folder / CHECKPOINT, *job.folder.glob(f".{Path(CHECKPOINT).stem}-*")):  # also of a killed training

@@ -61,10 +61,15 @@ def test_single_values_are_replaced_and_checked() -> None:
 
 
 OUT_OF_RANGE = [
-    ("training", "batch_size", (0,)), ("training", "learning_rate", (0.0, -1.0, float("nan"))),
+    ("training", "batch_size", (-1,)), ("training", "learning_rate", (0.0, -1.0, float("nan"))),
     ("training", "momentum", (-0.1, 1.0)), ("training", "weight_decay", (-1e-4,)), ("training", "warmup_epochs", (-1.0,)),
     ("training", "label_smoothing", (-0.1, 1.0)), ("training", "seed", (-1, 2**31)), ("augmentation", "shift", (-0.1, 0.51)),
     ("data", "val", (0.0, 0.5)), ("data", "val_pictures", (0,)), ("data", "test", (0.0, 0.5)),
+    ("training", "ema", (-0.1, 1.0)), ("training", "clip_norm", (-1.0,)), ("training", "early_stopping", (-1,)),
+    ("training", "step_factor", (0.0, 1.0)), ("training", "plateau_patience", (0,)), ("training", "focal_gamma", (-1.0,)),
+    ("transfer", "frozen_epochs", (-1,)), ("transfer", "frozen_learning_rate", (0.0,)), ("adversarial", "epsilon", (-1.0, 129.0)),
+    ("adversarial", "step", (0.0,)), ("adversarial", "steps", (0,)), ("augmentation", "rotate", (-1.0, 181.0)),
+    ("augmentation", "zoom", (1.0,)), ("augmentation", "cutout", (1.1,)), ("augmentation", "mixup", (-0.1,)),
     ("export", "calibration_pictures", (49,)),
 ]  # fmt: skip
 

@@ -181,7 +181,7 @@ def test_label_smoothing_trains(data, tmp_path):
     assert run.card.accuracy["model"]["test"]["pictures"] == 24
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "muon"])
 def test_every_optimizer_trains(data, tmp_path, optimizer):
     """One epoch ends with a finite loss and a finished run."""
     recipe = _recipe(training__optimizer=optimizer, training__learning_rate=0.01, training__epochs=1)
@@ -256,7 +256,7 @@ def test_normalised_pixels_are_exact_and_span_minus_one_to_127_128ths():
     assert ImageSpec(8, 8).mean == ImageSpec(8, 8).std == 128
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adam", "adamw", "rmsprop"])
 def test_weight_decay_spares_biases_and_batch_normalisation(optimizer):
     """With gradients of nought, kernels shrink and nothing else moves."""
     section = _recipe(training__optimizer=optimizer, training__weight_decay=0.1).training
