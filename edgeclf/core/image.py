@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,15 @@ EXTENSIONS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".avif", ".hdr", ".exr",
 })  # fmt: skip
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,14 @@ def prepare(frame_bgr: Pixels, spec: ImageSpec) -> Pixels:
     return _in_colour(resized, spec.colour)
 
 
+def placement(rows: int, columns: int, spec: ImageSpec) -> tuple[Box, Box]:
+    """(the part of a picture of that size that the network sees, the part of its input that this fills), as `prepare` fits it."""
+    whole, full = Box(0, 0, columns, rows), Box(0, 0, spec.width, spec.height)
+    if spec.fit == "crop":
+        return _crop_box(rows, columns, spec.width, spec.height), full
+    return whole, _pad_box(rows, columns, spec.width, spec.height) if spec.fit == "pad" else full
+
+
 def resize(image: Pixels, width: int, height: int) -> Pixels:
     """Resize without aliasing and with the same bytes on every CPU.
 
@@ -207,28 +224,35 @@ def _three_channels(frame: Pixels) -> Pixels:
 
 
 def _centre_crop(image: Pixels, width: int, height: int) -> Pixels:
-    """The largest centred rectangle with the shape width:height, in integer arithmetic."""
-    rows, columns = image.shape[:2]
-    if columns * height > rows * width:
-        keep = max(1, rows * width // height)
-        left = (columns - keep) // 2
-        return image[:, left : left + keep]
-    keep = max(1, columns * height // width)
-    top = (rows - keep) // 2
-    return image[top : top + keep]
+    """The largest centred rectangle with the shape width:height."""
+    box = _crop_box(image.shape[0], image.shape[1], width, height)
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def _pad(image: Pixels, width: int, height: int) -> Pixels:
     """The whole picture, its shape kept, centred on a field of PAD_VALUE."""
-    rows, columns = image.shape[:2]
+    box = _pad_box(image.shape[0], image.shape[1], width, height)
+    canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    canvas[box.top : box.top + box.height, box.left : box.left + box.width] = resize(image, box.width, box.height)
+    return canvas
+
+
+def _crop_box(rows: int, columns: int, width: int, height: int) -> Box:
+    """The part of a picture of (rows, columns) that `crop` keeps for an input of width x height, in integer arithmetic."""
+    if columns * height > rows * width:
+        keep = max(1, rows * width // height)
+        return Box((columns - keep) // 2, 0, keep, rows)
+    keep = max(1, columns * height // width)
+    return Box(0, (rows - keep) // 2, columns, keep)
+
+
+def _pad_box(rows: int, columns: int, width: int, height: int) -> Box:
+    """The part of an input of width x height that a picture of (rows, columns) fills under `pad`."""
     if columns * height > rows * width:
         inner = width, max(1, rows * width // columns)
     else:
         inner = max(1, columns * height // rows), height
-    canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    canvas[top : top + inner[1], left : left + inner[0]] = resize(image, *inner)
-    return canvas
+    return Box((width - inner[0]) // 2, (height - inner[1]) // 2, *inner)
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Sequence
 
 _STEERING = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control characters, broken encoding, line and paragraph ends
 
@@ -15,3 +17,11 @@ def has_control_character(text: str) -> bool:
 def printable(text: str) -> str:
     """`text` with a question mark for everything that is not printable, so that it cannot steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def nearest(word: str, known: Sequence[str], most: int = 12) -> str:
+    """The end of a message about an unknown `word`: the known one that is nearest to it, and what else is known."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {printable(close[0])!r}?" if close else ""
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return f"{hint} (known: {', '.join(printable(name) for name in known[:most])}{more})"
