@@ -84,6 +84,24 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Precision, recall and F1 over all classes, as fractions."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """How many pictures of the class `truth` were called `answer`."""
+
+    truth: str
+    answer: str
+    pictures: int
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """How often a model is right on `pictures` held-out pictures; fractions.
 
@@ -98,8 +116,60 @@ class Accuracy:
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
 
+    @property
+    def averages(self) -> dict[str, Average]:
+        """By name: `macro`, every class alike; `micro`, every picture alike; `weighted`, classes by their pictures.
+
+        Over the classes that have pictures or were called, as scikit-learn does by default. Micro precision is the share of
+        answers that is right; all pictures having one, it is top-1, and so are recall and F1.
+        """
+        called = np.sum(np.array(self.confusion, np.int64), axis=0)
+        rows = [row for row, count in zip(self.per_class, called, strict=True) if row.pictures or count]
+        answered, right = int(called.sum()), sum(row[i] for i, row in enumerate(self.confusion))
+        precision, recall = (right / count if count else 0.0 for count in (answered, self.pictures))
+        micro = Average(precision, recall, 2 * right / (answered + self.pictures) if right else 0.0)
+        return {"macro": _average(rows, [1] * len(rows)), "micro": micro, "weighted": _average(rows, [r.pictures for r in rows])}
+
+    def mixups(self, most: int = 20) -> tuple[Mixup, ...]:
+        """The pairs of classes that are mixed up most, at most so many, the worst first."""
+        wrong = [(n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j and n]
+        worst = sorted(wrong, key=lambda entry: (-entry[0], *entry[1:]))[:most]
+        return tuple(Mixup(self.per_class[i].label, self.per_class[j].label, n) for n, i, j in worst)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field, and the averages by name."""
+        return {**asdict(self), "averages": {name: asdict(average) for name, average in self.averages.items()}}
+
+
+def _average(rows: list[ClassScore], weights: list[int]) -> Average:
+    total = sum(weights) or 1
+    means = (
+        sum(getattr(r, name) * w for r, w in zip(rows, weights, strict=True)) / total for name in ("precision", "recall", "f1")
+    )
+    return Average(*means)
+
+
+def top_k(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.integer[Any]], most: int = 10) -> tuple[float, ...]:
+    """Share of pictures whose class is among the k highest scores, for k = 1 to `most` or to the number of classes.
+
+    Of equal scores the first class is the higher; a picture whose scores are not all finite is never right.
+    """
+    finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
+    rows = np.arange(len(truth))
+    clean = np.where(finite[:, None], scores, np.float32(0))
+    mine = clean[rows, truth][:, None]
+    earlier = np.arange(scores.shape[1]) < np.asarray(truth)[:, None]
+    place = np.where(finite, (clean > mine).sum(axis=1) + ((clean == mine) & earlier).sum(axis=1), scores.shape[1])
+    return tuple(float((place < k).mean()) if len(truth) else 0.0 for k in range(1, min(most, scores.shape[1]) + 1))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for being several (Holm 1979), in the order given: each still holds if all are looked at."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
 def score(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.integer[Any]], labels: tuple[str, ...]) -> Accuracy:
@@ -121,14 +191,15 @@ def score(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.integer[Any]], 
         top5=float(hits[:, :5].any(axis=1).mean()) if total else 0.0,
         top1_interval=wilson(right, total),
         pictures=total,
-        per_class=_class_scores(confusion, np.bincount(truth, minlength=classes), labels),
+        per_class=class_scores(confusion, np.bincount(truth, minlength=classes), labels),
         confusion=tuple(tuple(int(v) for v in row) for row in confusion),
     )
 
 
-def _class_scores(
+def class_scores(
     confusion: npt.NDArray[np.int64], pictures: npt.NDArray[np.int64], labels: tuple[str, ...]
 ) -> tuple[ClassScore, ...]:
+    """Of `confusion[truth, answer]` and the number of `pictures` of each class, which may be more than were answered."""
     scores = []
     for i, label in enumerate(labels):
         right, called = int(confusion[i, i]), int(confusion[:, i].sum())

@@ -1,19 +1,23 @@
-"""Accuracy of a deployable file on pictures: decode, prepare and invoke on all cores, as the device would, one by one."""
+"""Accuracy of a deployable file on pictures: decode, prepare and invoke on all cores, as the device would, one by one.
+
+And which pictures are fair: `held_out` to measure on, `validation` to fit a temperature and thresholds on.
+"""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeclf.core import results
+from edgeclf.core import calibrate, results
 from edgeclf.core.card import ModelCard
-from edgeclf.core.catalogue import SPLITS, Catalogue, reader, split
+from edgeclf.core.catalogue import SPLITS, UNSPLIT, Catalogue, reader, split
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.progress import Report
 from edgeclf.runtime.classifier import Classifier, load
@@ -30,14 +34,30 @@ class Evaluation:
     """What a model answered. Rows are the readable pictures of `indices`, in that order.
 
     `scores` is float32 (pictures, classes), logits in label order; `truth` int64 (pictures,), indices into the model's
-    labels. `skipped` lists (name, reason) of unreadable pictures, which count nowhere.
+    labels. `skipped` lists (name, reason) of unreadable pictures, which count nowhere. `accuracy` is that of the likeliest
+    classes, whatever the thresholds in `card` say. `source` is where the pictures lie.
     """
 
+    card: ModelCard
+    source: Path
     scores: Scores
     truth: Indices
     indices: Indices
     accuracy: results.Accuracy
     skipped: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def calibration(self) -> calibrate.Calibration:
+        """How far the probabilities are off, with the temperature in the card."""
+        return calibrate.calibration(self.scores, self.truth, self.card.temperature)
+
+    @cached_property
+    def answered(self) -> calibrate.Answered | None:
+        """What remains under the thresholds in the card; None when it has none."""
+        card = self.card
+        if not card.thresholds:
+            return None
+        return calibrate.under_thresholds(self.scores, self.truth, card.labels, card.thresholds, card.temperature)
 
 
 def evaluate(
@@ -63,13 +83,23 @@ def evaluate(
     classes = matching_classes(catalogue.labels, classifier.labels, str(catalogue.source))
     chosen = np.asarray(indices, np.int64)
     scores, reasons = _answers(classifier, catalogue, chosen, workers if classifier.copies else 1, threads, progress)
+    return evaluated(classifier.card, catalogue, chosen, classes, scores, reasons)
+
+
+def evaluated(
+    card: ModelCard, catalogue: Catalogue, chosen: Indices, classes: Indices, scores: Scores, reasons: dict[int, str]
+) -> Evaluation:
+    """The evaluation of the answers `scores` to the pictures `chosen`; `reasons` says which rows are of unreadable ones.
+
+    `classes` is as `matching_classes` gives it. Raises DataError when no picture could be read.
+    """
     skipped = tuple((catalogue.names[chosen[row]], reasons[row]) for row in sorted(reasons))
     if len(skipped) == len(chosen):
         raise DataError(f"{catalogue.source}: none of {len(chosen)} pictures can be read{_first(skipped)}")
     kept = np.setdiff1d(np.arange(len(chosen)), list(reasons), assume_unique=True).astype(np.int64)
     scores, chosen = scores[kept], chosen[kept]
     truth = classes[catalogue.classes[chosen]]
-    return Evaluation(scores, truth, chosen, results.score(scores, truth, classifier.labels), skipped)
+    return Evaluation(card, catalogue.source, scores, truth, chosen, results.score(scores, truth, card.labels), skipped)
 
 
 def held_out(catalogue: Catalogue, card: ModelCard) -> tuple[Indices, str]:
@@ -81,18 +111,43 @@ def held_out(catalogue: Catalogue, card: ModelCard) -> tuple[Indices, str]:
     test = np.flatnonzero(catalogue.folders == SPLITS.index("test")).astype(np.int64)
     if len(test):
         return test, "its test folder"
-    provenance = card.provenance
-    if provenance.get("split") and provenance.get("fingerprint") == catalogue.fingerprint:
-        return _own_split(catalogue, provenance["split"], card.name), "the test split that its training held out"
+    if _trained_on(catalogue, card):
+        return _own_split(catalogue, card, "test"), "the test split that its training held out"
     everything = np.arange(len(catalogue), dtype=np.int64)
     return everything, "all pictures (too good a figure if the model was trained on some of them)"
 
 
-def _own_split(catalogue: Catalogue, settings: Any, name: str) -> Indices:
+def validation(catalogue: Catalogue, card: ModelCard) -> tuple[Indices, str]:
+    """The pictures that temperature and thresholds may be fitted on, and in words which they are; never a test picture.
+
+    The validation part of the training, derived again, for the very data of the training; else the val folder; else, where
+    the data has no parts at all, all of it. Raises DataError for data with other parts but without val.
+    """
+    if _trained_on(catalogue, card):
+        return _own_split(catalogue, card, "val"), "the validation part of its training"
+    val = np.flatnonzero(catalogue.folders == SPLITS.index("val")).astype(np.int64)
+    if len(val):
+        return val, "its val folder"
+    if (catalogue.folders == UNSPLIT).all():
+        everything = np.arange(len(catalogue), dtype=np.int64)
+        return everything, "all pictures (which the model must not have been trained on; measure on others)"
+    raise DataError(
+        f"{catalogue.source}: has no val folder, and is not the data that {card.name} was trained on; "
+        "give that, or a folder of class folders of new pictures"
+    )
+
+
+def _trained_on(catalogue: Catalogue, card: ModelCard) -> bool:
+    return bool(card.provenance.get("split")) and card.provenance.get("fingerprint") == catalogue.fingerprint
+
+
+def _own_split(catalogue: Catalogue, card: ModelCard, part: str) -> Indices:
     try:
-        return split(catalogue, **settings)["test"]
+        return split(catalogue, **card.provenance["split"])[part]
     except (TypeError, ValueError) as error:  # a card may hold anything there
-        raise ModelError(f"{name}: its model card does not say how its data were split; give a folder with test/") from error
+        raise ModelError(
+            f"{card.name}: its model card does not say how its data were split; give a folder with test/ and val/"
+        ) from error
 
 
 def limited(indices: Indices, limit: int | None) -> Indices:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeclf.core.bundle import Bundle, read_bundle
+from edgeclf.core.calibrate import softmax as softmax
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError
 from edgeclf.core.image import Pixels, prepare
-from edgeclf.runtime import foreign, onnx
+from edgeclf.runtime import foreign, onnx, shipped
+from edgeclf.runtime.decision import UNKNOWN, Rules
 from edgeclf.runtime.engine import Engine, Normalize, Scores, open_engine
 
 
@@ -45,7 +47,7 @@ class Classifier:
         labels: Path | str | tuple[str, ...] | None = None,
         normalize: Normalize | None = None,
     ) -> Classifier:
-        """The classifier in a `.tflite` or `.onnx` file.
+        """The classifier in a `.tflite` or `.onnx` file, or the shipped one of that name, such as `compact-cifar10`.
 
         `threads` None chooses by the size of the net. `labels` (a file with one a line, or the labels) and `normalize`
         (mean, std) are for files without a model card. Raises ModelError for a file that cannot be used, MissingExtra when
@@ -69,8 +71,22 @@ class Classifier:
         """The classes, in the order of the scores."""
         return self.card.labels
 
+    @property
+    def rules(self) -> Rules:
+        """How scores become answers by the thresholds in the card; without any, the likeliest class always is the answer."""
+        return Rules(thresholds=self.card.thresholds or (0.0,))
+
+    def answer(self, frame_bgr: Pixels) -> Prediction:
+        """The likeliest class, or `unknown` with its score where that is below the card's threshold. Raises as `classify`."""
+        best = self.classify(frame_bgr, top=1)[0]
+        return best if self.accepts(best) else Prediction(UNKNOWN, best.score)
+
+    def accepts(self, best: Prediction) -> bool:
+        """Whether the likeliest class reaches its threshold in the card."""
+        return self.rules.accepts(self.card.labels.index(best.label), best.score)
+
     def classify(self, frame_bgr: Pixels, top: int = 5) -> list[Prediction]:
-        """The `top` likeliest classes, likeliest first.
+        """The `top` likeliest classes, likeliest first, whatever the thresholds say.
 
         `frame_bgr` is a picture as OpenCV reads it: uint8 (height, width, 3), any size. Raises DataError for anything else,
         and ModelError when the model answers with NaN or infinity, which is no label.
@@ -95,7 +111,11 @@ load = Classifier.load
 
 
 def read_file(path: Path) -> Bundle:
-    """The deployable file at `path`, checked as `core.bundle` does; an ONNX file is only read. Raises ModelError."""
+    """The deployable file at `path`, checked as `core.bundle` does; an ONNX file is only read.
+
+    A bare name that is no file here means the shipped model of that name. Raises ModelError.
+    """
+    path = shipped.resolve(path)
     return onnx.read_onnx(path) if onnx.is_onnx(path.name) else read_bundle(path)
 
 
@@ -136,17 +156,3 @@ def likeliest(scores: Scores, top: int) -> list[int]:
     candidates = np.flatnonzero(scores >= np.partition(scores, -top)[-top])  # 1,000 classes: a third of the time of a sort
     order: list[int] = candidates[np.argsort(-scores[candidates], kind="stable")][:top].tolist()
     return order
-
-
-def softmax(logits: Scores, temperature: float = 1.0) -> Scores:
-    """exp(z / T) / sum(exp(z / T)) over the last axis, float32, after subtracting the largest so that nothing overflows.
-
-    NaN or infinity anywhere makes the whole row NaN.
-    """
-    if not np.isfinite(logits).all():
-        rows = np.isfinite(logits).all(axis=-1, keepdims=True)
-        return np.where(rows, softmax(np.where(rows, logits, np.float32(0)), temperature), np.float32(np.nan))
-    with np.errstate(over="ignore"):
-        powers = np.exp((logits - logits.max(axis=-1, keepdims=True)) / np.float32(temperature))
-    probabilities: Scores = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities

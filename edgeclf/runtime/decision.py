@@ -48,6 +48,10 @@ class Rules:
         """What the class with that index must reach."""
         return self.thresholds[index if len(self.thresholds) > 1 else 0]
 
+    def accepts(self, index: int, score: float) -> bool:
+        """Whether that class, with that probability, is an answer."""
+        return float(score) >= self.threshold(index)
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -82,7 +86,7 @@ def decide(state: State, probabilities: Probabilities, labels: tuple[str, ...], 
         return state, Decision(INVALID, 0.0, state.stable, False, ())
     mean = smooth(state.mean, probabilities, rules.smooth)
     best = int(np.argmax(mean))
-    answer = labels[best] if mean[best] >= rules.threshold(best) else UNKNOWN
+    answer = labels[best] if rules.accepts(best, mean[best]) else UNKNOWN
     changed = answer != state.stable and _has_lead(state.stable, answer, mean, labels, rules)
     stable = answer if changed else state.stable
     decision = Decision(answer, float(mean[best]), stable, changed, _likeliest(mean, labels, rules.top))

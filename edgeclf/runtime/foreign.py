@@ -77,8 +77,11 @@ def check_labels(labels: tuple[str, ...], where: str) -> None:
         lines[label] = line
 
 
-def check_ports(model: TfliteModel, image: ImageSpec | None, where: str) -> None:
-    """Raise ModelError unless the model has one picture as input and one row of scores as first output."""
+def check_ports(model: TfliteModel, image: ImageSpec | None, where: str, single: bool = False) -> None:
+    """Raise ModelError unless the model has one picture as input and one row of scores as first output.
+
+    `single` allows a single score, from which an import makes two.
+    """
     if len(model.inputs) != 1:
         names = ", ".join(model.tensors[i].name for i in model.inputs)
         raise ModelError(f"{where}: it takes {len(model.inputs)} inputs ({names}); an image classifier takes one picture")
@@ -95,10 +98,10 @@ def check_ports(model: TfliteModel, image: ImageSpec | None, where: str) -> None
         raise ModelError(
             f"{where}: its input has shape {_shape(shape)}, its model card says {_shape((1, *image.shape))}; export it again"
         )
-    _check_output(model, where)
+    _check_output(model, where, 1 if single else 2)
 
 
-def _check_output(model: TfliteModel, where: str) -> None:
+def _check_output(model: TfliteModel, where: str, least: int) -> None:
     given = model.output
     if given.type not in OUTPUT_TYPES:
         raise ModelError(f"{where}: its output is {given.type}; expected one of: {', '.join(OUTPUT_TYPES)}")
@@ -106,7 +109,7 @@ def _check_output(model: TfliteModel, where: str) -> None:
         raise ModelError(
             f"{where}: its output has shape {_shape(given.shape)}; a classifier gives one row of scores (1, classes)"
         )
-    if given.shape[-1] == 1:
+    if given.shape[-1] < least:
         raise ModelError(f"{where}: it has a single output; a classifier needs one output per class, at least 2")
 
 
@@ -114,7 +117,7 @@ def _made_up(bundle: Bundle, labels: tuple[str, ...], normalize: Normalize | Non
     model, where = bundle.structure, bundle.name
     check_ports(model, None, where)
     labels = fit_labels(labels or bundle.labels, model.output.shape[-1], where)
-    mean, std = normalize or _normalization(model, where)
+    mean, std = normalize or normalization(model, where)
     _, height, width, channels = model.input.shape
     colour: Colour = "grey" if channels == 1 else "rgb"
     io: Io = model.input.type if model.input.type in get_args(Io) else "float32"  # type: ignore[assignment]
@@ -125,7 +128,7 @@ def _made_up(bundle: Bundle, labels: tuple[str, ...], normalize: Normalize | Non
     )  # fmt: skip
 
 
-def _normalization(model: TfliteModel, where: str) -> Normalize:
+def normalization(model: TfliteModel, where: str) -> Normalize:
     """(mean, std) from the metadata; for a quantised input, where the tensor takes pixels, what makes its table the identity."""
     given = model.input
     if given.type in ("uint8", "int8"):

@@ -59,7 +59,7 @@ def _open_in_child(model: bytes, name: str, module: str, seconds: float) -> None
     except OSError as error:
         raise ModelError(f"{name}: a child process to try it in cannot be started: {error.strerror}") from error
     if done.returncode < 0:
-        raise ModelError(_refusal(name, _signal_reason(-done.returncode, seconds)))
+        raise ModelError(_refusal(name, signal_reason(-done.returncode, seconds)))
     if done.returncode:
         raise ModelError(f"{name}: the runtime cannot run it: {_last_line(done.stdout or done.stderr)}")
 
@@ -68,7 +68,8 @@ def _refusal(name: str, what: str) -> str:
     return f"{name}: refused, because in a trial in another process it {what}; export it again or take another file"
 
 
-def _signal_reason(number: int, seconds: float) -> str:
+def signal_reason(number: int, seconds: float) -> str:
+    """Why the system ended a child with that signal, in words that follow "it"."""
     if number in (signal.SIGXCPU, signal.SIGKILL):
         return f"computes for more than {seconds:.0f} s or needs too much memory"
     with contextlib.suppress(ValueError):

@@ -1,0 +1,123 @@
+"""Temperature and thresholds, fitted on validation pictures, into the model card of a file or of a run and all its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from edgeclf.core import calibrate, files
+from edgeclf.core.bundle import attach, read_bundle
+from edgeclf.core.calibrate import Answered, Calibration, Temperature, Threshold
+from edgeclf.core.card import ModelCard
+from edgeclf.core.catalogue import Catalogue
+from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
+from edgeclf.core.progress import Bar, no_bar
+from edgeclf.host.comparison import FULL
+from edgeclf.host.evaluation import evaluate_run
+from edgeclf.host.run import CARD, Run
+from edgeclf.runtime import onnx
+from edgeclf.runtime.accuracy import Evaluation, evaluate, validation
+from edgeclf.runtime.classifier import from_bundle
+
+FITTED = "fitted"  # in the card's `accuracy`: what its temperature and thresholds were fitted on
+Wish: TypeAlias = Literal["none", "f1"] | float
+"""Thresholds: none, of the best F1, or of that precision."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted for one model and what it does to the very pictures it was fitted on, which flatters it.
+
+    `temperature` is None where none was asked for or none exists (`core.calibrate.fit_temperature`); the card then has 1.
+    `thresholds` are in label order, empty when none were asked for, and `answered` is then None.
+    """
+
+    file: str
+    card: ModelCard
+    which: str
+    pictures: int
+    temperature: Temperature | None
+    before: Calibration
+    after: Calibration
+    thresholds: tuple[Threshold, ...]
+    answered: Answered | None
+
+    def to_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        del found["card"]
+        for key in ("before", "after"):
+            del found[key]["bins"]
+        return {**found, "value": self.card.temperature}
+
+
+def fit(found: Evaluation, file: str, which: str, temperature: bool, thresholds: Wish) -> Fitted:
+    """Fit on the pictures of `found`; `which` says in words which they are. What is not asked for leaves the card."""
+    card, logits, truth = found.card, found.scores, found.truth
+    fitted = calibrate.fit_temperature(logits, truth) if temperature else None
+    value = fitted.value if fitted else 1.0
+    wanted = thresholds if isinstance(thresholds, float) else None
+    limits = calibrate.fit_thresholds(logits, truth, card.labels, value, wanted) if thresholds != "none" else ()
+    values = tuple(limit.value for limit in limits)
+    before, after = calibrate.calibration(logits, truth), calibrate.calibration(logits, truth, value)
+    record = {
+        "model": file, "pictures": len(truth), "which": which,
+        "temperature": asdict(fitted) if fitted else None, "ece_before": before.ece, "ece_after": after.ece,
+        "thresholds": thresholds if isinstance(thresholds, str) else f"precision={thresholds:g}",
+    }  # fmt: skip
+    kept = {key: value for key, value in card.accuracy.items() if key != FITTED}
+    changed = replace(
+        card, temperature=value, thresholds=values, accuracy={**kept, **({FITTED: record} if temperature or limits else {})}
+    )
+    answered = calibrate.under_thresholds(logits, truth, card.labels, values, value) if limits else None
+    return Fitted(file, changed, which, len(truth), fitted, before, after, limits, answered)
+
+
+def calibrate_file(path: Path, catalogue: Catalogue, temperature: bool, thresholds: Wish, bar: Bar = no_bar) -> Fitted:
+    """Fit on the file's own logits for validation pictures and put the changed card into the file, which stays whole throughout.
+
+    The model in it, its SHA-256 and its self-test stay. Raises ConfigError for a file without a card of its own, DataError
+    where `runtime.accuracy.validation` finds no picture that is fair.
+    """
+    if onnx.is_onnx(path.name):
+        raise ConfigError(f"{path}: the card in an ONNX file cannot be changed yet; calibrate the .tflite file")
+    bundle = read_bundle(path)
+    if bundle.card is None:
+        raise ConfigError(f"{path}: carries no model card to keep a temperature or thresholds in")
+    classifier = from_bundle(bundle, 1)
+    indices, which = validation(catalogue, classifier.card)
+    with bar(f"answering with {path.name}") as report:
+        found = evaluate(classifier, catalogue, indices, progress=report)
+    fitted = fit(found, path.name, which, temperature, thresholds)
+    files.write_bytes(path.resolve(), attach(bundle.model, fitted.card))
+    return fitted
+
+
+def calibrate_run(
+    run: Run,
+    catalogue: Catalogue,
+    temperature: bool,
+    thresholds: Wish,
+    bar: Bar = no_bar,
+    on_fitted: Callable[[Fitted], None] = lambda fitted: None,
+) -> None:
+    """As `calibrate_file` for the full model, whose card later exports start from, and for each exported file by itself.
+
+    `on_fitted` hears of each as soon as it is written. A file that cannot be used is passed over, and ModelError then names
+    it at the end.
+    """
+    indices, which = validation(catalogue, run.card)
+    with bar(f"answering with the {FULL}") as report:
+        found = evaluate_run(run, catalogue, indices, report)
+    fitted = fit(found, FULL, which, temperature, thresholds)
+    files.write_text(run.folder / CARD, fitted.card.to_json())
+    on_fitted(fitted)
+    refused = []
+    for path in run.exports():
+        try:
+            on_fitted(calibrate_file(path, catalogue, temperature, thresholds, bar))
+        except EdgeclfError as error:
+            refused.append(str(error))
+    if refused:
+        raise ModelError(f"not calibrated: {'; '.join(refused)}; the others are")
