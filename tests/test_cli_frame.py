@@ -16,7 +16,21 @@ from conftest import Answer, Cli
 from edgeclf.cli import main
 from edgeclf.core import errors
 
-VERBS = ("quickstart", "train", "export", "report", "predict", "run", "evaluate", "bench", "inspect", "models", "devices")
+VERBS = (
+    "quickstart",
+    "train",
+    "export",
+    "report",
+    "compare",
+    "calibrate",
+    "predict",
+    "run",
+    "evaluate",
+    "bench",
+    "inspect",
+    "models",
+    "devices",
+)
 EXIT_CODES = {
     "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,
     "QualityError": 7, "StorageError": 8,

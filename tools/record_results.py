@@ -3,6 +3,10 @@
     edgeclf train resnet8 DATA && edgeclf export --all && edgeclf report
     python tools/record_results.py runs/resnet8-DATA [--instructions counts.json]
 
+A recipe that was not trained here gets a file that says so, with what building it tells:
+
+    python tools/record_results.py --not-measured resnet50 densenet121
+
 Nothing is typed by hand: figures come from report.json, model card and, where given, the output of
 tools/count_instructions.py.
 """
@@ -11,16 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgeclf.core import files
+from edgeclf.core.recipe import load_recipe
 from edgeclf.host import wording
 from edgeclf.host.run import open_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
 NOT_MEASURED = "not measured here"
+COUNTED_CLASSES, FEWEST_CLASSES, TWO_CLASSES_ONLY = 10, 2, ("cnn2",)
 
 
 def results(folder: Path, instructions: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +78,20 @@ def _variant(variant: dict[str, Any], instructions: dict[str, Any]) -> dict[str,
     }
 
 
+def not_measured(name: str) -> dict[str, Any]:
+    """What is known of a recipe without training it: the size of its network."""
+    from edgeclf.host import architectures
+
+    recipe = load_recipe(name)
+    classes = FEWEST_CLASSES if recipe.model.architecture in TWO_CLASSES_ONLY else COUNTED_CLASSES
+    parameters = architectures.build(recipe, classes).count_params()
+    return {"recipe": name, "measured": NOT_MEASURED, "classes": classes, "parameters": int(parameters), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {package: metadata.version(package) for package in ("edgeclf", "tensorflow", "tf-keras")}
+
+
 HEAD = (
     "model", "data", "parameters", "training", "float top-1", "int8 top-1", "drop, points (95% interval)",
     "int8 file", "int8 p50", "instructions, emulated Pi 4 / Pi 5",
@@ -88,6 +109,9 @@ def _row(name: str, path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return (f"`{name}`", NOT_MEASURED, *[""] * (len(HEAD) - 2))
     found = json.loads(path.read_text())
+    if found["measured"] == NOT_MEASURED:
+        of = f"{found['parameters']:,} ({found['classes']} classes)"
+        return (f"`{name}`", NOT_MEASURED, of, *[""] * (len(HEAD) - 3))
     int8, full = found["variants"]["int8"], found["full_model"]
     low, high = int8["drop_interval"]["low"], int8["drop_interval"]["high"]
     return (
@@ -112,7 +136,8 @@ def _instructions(counted: dict[str, int] | str) -> str:
 
 def machines(folder: Path) -> str:
     """Where the figures of the table come from, as one sentence."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.results.json"))]
+    every = (json.loads(path.read_text()) for path in sorted(folder.glob("*.results.json")))
+    found = [one for one in every if one["measured"] != NOT_MEASURED]
     places = {f"{f['machine']['cpu']}, {f['machine']['cores']} cores, Python {f['machine']['python']}" for f in found}
     runtimes = {f["variants"]["int8"]["runtime"] for f in found}
     if not found:
@@ -128,12 +153,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--instructions", type=Path, help="JSON of {board: {file name: instructions per inference}}")
+    parser.add_argument("--not-measured", nargs="+", default=[], metavar="RECIPE", help="recipes that were not trained here")
     options = parser.parse_args()
     counts = json.loads(options.instructions.read_text()) if options.instructions else {}
     models = REPOSITORY / "models"
     for folder in options.runs:
         found = results(folder, counts)
         files.write_json(models / f"{found['recipe']}.results.json", found)
+    for name in options.not_measured:
+        files.write_json(models / f"{name}.results.json", not_measured(name))
     readme = REPOSITORY / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     after = rest.split(END)[1]

@@ -7,10 +7,16 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edgeclf.core.errors import MissingExtra
+from edgeclf.core.errors import DataError, MissingExtra
 from edgeclf.core.progress import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 
 
 @contextlib.contextmanager
@@ -39,7 +45,32 @@ def say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
+def console() -> Console:
+    """A console for tables: as wide as the terminal, or wide enough for a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
 def need_training(verb: str) -> None:
     """Raise MissingExtra when the packages of the `train` extra are not installed; imports none of them."""
     if any(importlib.util.find_spec(package) is None for package in ("tensorflow", "tf_keras", "sklearn")):
         raise MissingExtra.for_extra("train", f"'{verb}' needs TensorFlow, which a base install leaves out")
+
+
+def pictures_in(images: list[Path]) -> list[Path]:
+    """The pictures that were named, and those in folders that were; hidden ones left out, as everywhere. Raises DataError."""
+    found: list[Path] = []
+    for image in images:
+        inside = sorted(p for p in image.rglob("*") if _is_picture(p)) if image.is_dir() else [image]
+        if not inside:
+            raise DataError(f"{image}: no pictures in this folder")
+        found += inside
+    return found
+
+
+def _is_picture(path: Path) -> bool:
+    from edgeclf.core.image import EXTENSIONS
+
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")

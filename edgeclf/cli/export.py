@@ -37,6 +37,10 @@ def export(
     io: Annotated[
         IoType, typer.Option(help="Input and output of the int8 file: uint8 (phones, cameras), int8 (microcontrollers), float32.")
     ] = IoType.uint8,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Pictures for a run without data of its own, one that was imported."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="the run folder")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -52,6 +56,7 @@ def export(
     if io is not IoType.uint8 and variants and "int8" not in variants:
         raise ConfigError(f"--io {io.value} is about the int8 file, which was not asked for; add --int8 or leave --io out")
     from edgeclf.host.export import export as stage
+    from edgeclf.host.export import need_tflite
     from edgeclf.host.run import open_run
 
     found = open_run(run)
@@ -60,11 +65,22 @@ def export(
     if not variants:
         say("no variant named, so: --int8 (others: --float32 --float16 --dynamic, or --all)")
         variants = ["int8"]
+    need_tflite(found)
+    if calibration is not None:
+        from edgeclf.host.imports import give_data
+
+        with progress("reading pictures") as report:
+            found = give_data(found, calibration, report)
+    pictures = found.data
     done: list[Exported] = []
     try:
         stage(found, variants, io=io.value, out=out, bar=progress, on_exported=done.append)
     finally:
-        _answer(done, found.folder, found.data, as_json)
+        _answer(done, found.folder, pictures, as_json)
+    if found.imported:
+        from edgeclf.host.wording import UNKNOWN_TRAINING
+
+        say(f"note: {UNKNOWN_TRAINING}")
 
 
 def _answer(done: list[Exported], folder: Path, data: str, as_json: bool) -> None:
@@ -73,6 +89,8 @@ def _answer(done: list[Exported], folder: Path, data: str, as_json: bool) -> Non
         print_json({"run": str(folder), "files": [_row(e) for e in done]})
     elif done:
         _print_table(done)
+        for note in (note for e in done for note in e.notes):
+            say(f"note: {note}")
         run, file, pictures = (shlex.quote(str(part)) for part in (folder, done[-1].path, data))
         report = f"edgeclf report {run}   or: " if done[-1].path.parent == folder else ""  # which looks in the run alone
         print(f"next: {report}edgeclf evaluate {file} {pictures}")

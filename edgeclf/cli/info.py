@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeclf.cli.common import print_json
+from edgeclf.cli.common import print_json, say
 from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ FEW = 4  # facts that fit one line
 
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="FILE|DATA", help="A model file, or data as 'edgeclf train' takes it.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="FILE|DATA",
+            help="A model file or ready-to-run model, or data as 'edgeclf train' takes it.",
+            show_default=False,
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -38,15 +44,18 @@ def inspect(
 
     Example: edgeclf inspect runs/photos/photos-int8.tflite
     """
-    found = _inspect_model(Path(what)) if _is_model(Path(what)) else _inspect_data(what)
+    model = _model_of(what)
+    found = _inspect_model(model) if model else _inspect_data(what)
     if as_json:
         print_json(found)
-    else:
-        _print_facts(found)
+        return
+    _print_facts(found)
+    if not model:
+        say(f"doubles, broken files, sizes of all pictures: edgeclf data inspect {shlex.quote(what)}")
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """List the recipes that 'edgeclf train' knows by name.
+    """List the recipes that 'edgeclf train' knows by name, and the trained models that are ready to run.
 
     Example: edgeclf models
     """
@@ -55,12 +64,14 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
 
     recipes = [load_recipe(name) for name in config.names("models")]
     measured = {r.name: _measured(config.shipped("models") / f"{r.name}.results.json") for r in recipes}
+    ready = _ready_to_run()
     if as_json:
         print_json(
             [
                 {
                     "name": r.name, "description": r.description, "image_size": r.image.size,
                     "epochs": r.training.epochs, "measured": measured[r.name],
+                    "ready_to_run": [card.name for card in ready if card.provenance.get("recipe") == r.name],
                 }
                 for r in recipes
             ]
@@ -68,6 +79,27 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
         return
     rows = [(r.name, f"{r.image.size} px", _accuracies(measured[r.name]), r.description) for r in recipes]
     _print_rows(("model", "input", "top-1 float, int8", "description"), rows)
+    if ready:
+        print()
+        _print_rows(("ready to run", "input", "top-1", "classes"), [_ready_row(card) for card in ready])
+        print(f"\nas in: edgeclf predict {ready[0].name} photo.jpg")
+
+
+def _ready_to_run() -> list[ModelCard]:
+    """The cards of the trained models that come with edgeclf."""
+    from edgeclf.core.bundle import read_bundle
+    from edgeclf.runtime import shipped
+
+    cards = [read_bundle(shipped.path_of(name)).card for name in shipped.names()]
+    return [card for card in cards if card is not None]
+
+
+def _ready_row(card: ModelCard) -> tuple[str, ...]:
+    measured = card.accuracy.get("file", {})
+    top1 = f"{measured['top1']:.2%} of {measured['pictures']:,}" if measured else "not measured"
+    shown = ", ".join(card.labels[:MOST_LABELS])
+    more = f" and {len(card.labels) - MOST_LABELS} more" if len(card.labels) > MOST_LABELS else ""
+    return card.name, f"{card.image.width} px", top1, shown + more
 
 
 def _measured(path: Path) -> dict[str, Any] | None:
@@ -76,7 +108,7 @@ def _measured(path: Path) -> dict[str, Any] | None:
 
 
 def _accuracies(measured: dict[str, Any] | None) -> str:
-    if measured is None:
+    if measured is None or "full_model" not in measured:
         return "not measured"
     full, int8 = measured["full_model"]["top1"], measured["variants"]["int8"]["top1"]
     return f"{full:.2%}, {int8:.2%} on {measured['data']}"
@@ -101,6 +133,15 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.
         for p in profiles
     ]
     _print_rows(("device", "CPU", "cores", "memory", "int8 dot product", "budget"), rows)
+
+
+def _model_of(what: str) -> Path | None:
+    """The model file that is meant, a shipped one included; None for data."""
+    from edgeclf.runtime import shipped
+
+    if shipped.is_name(what) and what in shipped.names():
+        return shipped.path_of(what)
+    return Path(what) if _is_model(Path(what)) else None
 
 
 def _is_model(path: Path) -> bool:

@@ -9,7 +9,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgeclf.cli import export, info, live, measure, report, streams, train
+from edgeclf.cli import (
+    calibrate,
+    choose,
+    compare,
+    data,
+    evaluate,
+    export,
+    imports,
+    info,
+    live,
+    measure,
+    report,
+    streams,
+    train,
+    understand,
+)
 from edgeclf.cli.common import say
 from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError, StorageError
 
@@ -47,12 +62,21 @@ TRAIN, DEVICE, ABOUT = "On the training machine", "On the device and anywhere", 
 
 app.command(rich_help_panel=TRAIN)(train.quickstart)
 app.command(rich_help_panel=TRAIN)(train.train)
+app.command(rich_help_panel=TRAIN)(choose.tune)
+app.command(rich_help_panel=TRAIN)(choose.crossval)
+app.command("import", rich_help_panel=TRAIN)(imports.import_)
 app.command(rich_help_panel=TRAIN)(export.export)
 app.command(rich_help_panel=TRAIN)(report.report)
+app.command(rich_help_panel=TRAIN)(understand.probe)
+app.command(rich_help_panel=TRAIN)(compare.compare)
 app.command(rich_help_panel=DEVICE)(measure.predict)
+app.command(rich_help_panel=DEVICE)(understand.explain)
 app.command("run", rich_help_panel=DEVICE)(live.run)
-app.command(rich_help_panel=DEVICE)(measure.evaluate)
+app.command(rich_help_panel=DEVICE)(evaluate.evaluate)
+app.command(rich_help_panel=DEVICE)(calibrate.calibrate)
 app.command(rich_help_panel=DEVICE)(measure.bench)
+app.command(rich_help_panel=TRAIN)(data.errors)
+app.add_typer(data.app, name="data", rich_help_panel=ABOUT)
 app.command(rich_help_panel=ABOUT)(info.inspect)
 app.command(rich_help_panel=ABOUT)(info.models)
 app.command(rich_help_panel=ABOUT)(info.devices)

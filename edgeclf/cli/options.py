@@ -9,7 +9,12 @@ import typer
 
 from edgeclf.core.errors import ConfigError
 
-File: TypeAlias = Annotated[Path, typer.Argument(help="An exported model, NAME-int8.tflite.", show_default=False)]
+File: TypeAlias = Annotated[
+    Path,
+    typer.Argument(
+        help="An exported model, NAME-int8.tflite, or one that 'edgeclf models' calls ready to run.", show_default=False
+    ),
+]
 Labels: TypeAlias = Annotated[Path | None, typer.Option(help="A file with one label a line, for a model that carries none.")]
 Normalize: TypeAlias = Annotated[
     str | None,

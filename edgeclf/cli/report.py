@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default="the newest under runs/")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Where its data is now, or data for an imported run.", show_default="the run's own"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the three files.", show_default="the run folder")] = None,
     threads: Annotated[
         int | None,
@@ -32,6 +36,10 @@ def report(
     from edgeclf.host.run import open_run
 
     opened = open_run(run)
+    if data is not None:
+        from edgeclf.host.imports import give_data
+
+        opened = give_data(opened, data)
     comparison = make_report(opened, out, threads, rounds, bar=progress)
     if as_json:
         print_json(comparison.to_json())

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +43,7 @@ def train(
     class_balance: Annotated[
         str | None, typer.Option(metavar="HOW", help="For uneven folders: none, weights or sampling.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or float16 on a GPU.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, or float16 on a GPU.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other value of the recipe, as training.ema=0.999."),
@@ -73,6 +73,7 @@ def train(
         raise ConfigError("give MODEL and DATA, as in: edgeclf train compact photos/ (or --resume)")
     from edgeclf.core import config
     from edgeclf.core.recipe import load_recipe, override, override_by_text
+    from edgeclf.host import custom, logs
     from edgeclf.host import train as stage
     from edgeclf.host.fitting import Options
 
@@ -80,29 +81,25 @@ def train(
         if resume:
             job = stage.resume(out, report)
         else:
+            known = custom.recipe(str(model)) if custom.is_spec(str(model)) else load_recipe(str(model))
             recipe = override(
-                load_recipe(str(model)), training__epochs=epochs, training__batch_size=batch_size,
-                training__learning_rate=learning_rate, training__seed=seed, image__size=image_size, augmentation__flip=flip,
-                training__early_stopping=early_stopping, training__class_balance=class_balance, training__precision=precision,
+                known, training__epochs=epochs, training__batch_size=batch_size, training__learning_rate=learning_rate,
+                training__seed=seed, image__size=image_size, augmentation__flip=flip, training__precision=precision,
+                training__early_stopping=early_stopping, training__class_balance=class_balance,
                 adversarial__epsilon=ADVERSARIAL_EPSILON if adversarial else None,
             )  # fmt: skip
             recipe = override_by_text(recipe, settings or ())
             chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}
-            job = stage.start(recipe, str(data), out, report, config.build(Options, chosen, "options"))
+            job = stage.start(recipe, str(data), out, report, config.build(Options, chosen, "options"), say, progress)
     describe(job)
-    run = fit(job, *_watchers(job, tensorboard, mlflow))
+    with logs.following(job.folder, job.recipe, tensorboard, mlflow, say) as following:
+        run = fit(job, *following)
+        for log in following:
+            log.finish(run)
     if as_json:
         print_json({"run": str(run.folder), "accuracy": run.card.accuracy["model"], "labels": list(run.card.labels)})
     else:
         _print_result(run)
-
-
-def _watchers(job: Job, tensorboard: Path | None, mlflow: str | None) -> list[Any]:
-    """What else hears of every epoch."""
-    from edgeclf.host import logs
-
-    found = [logs.tensorboard(tensorboard, job.recipe)] if tensorboard else []
-    return found + ([logs.mlflow(mlflow, job.folder.name, job.recipe)] if mlflow else [])
 
 
 def _print_result(run: Run) -> None:
@@ -132,14 +129,11 @@ def describe(job: Job) -> None:
 
 def fit(job: Job, *watchers: OnEpoch) -> Run:
     """Train with a line an epoch, and a bar where there is a terminal; `watchers` hear of every epoch too."""
+    from edgeclf.host import logs
     from edgeclf.host import train as stage
 
-    def on_epoch(row: dict[str, float], epochs: int) -> None:
-        for watch in (epoch_line, *watchers):
-            watch(row, epochs)
-
     with progress("training") as on_step:
-        return stage.train(job, on_epoch, on_step)
+        return stage.train(job, logs.several(epoch_line, *watchers), on_step, frozen_line)
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> None:
@@ -148,6 +142,11 @@ def epoch_line(row: dict[str, float], epochs: int) -> None:
         f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
         f"val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s"
     )
+
+
+def frozen_line(row: dict[str, float], epochs: int) -> None:
+    """Print what an epoch of the head on the frozen network gave."""
+    say(f"frozen {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s")
 
 
 def quickstart(

@@ -40,7 +40,7 @@ class ImageSection:
 Optimizer = Literal["sgd", "muon", "adam", "adamw", "rmsprop"]
 Schedule = Literal["cosine", "constant", "step", "plateau"]
 Balance = Literal["none", "weights", "sampling"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class TrainingSection:
     2017). `class_balance` weighs the loss of a class, or draws its pictures, by the inverse of its share. `ema` is the
     decay of an average of the weights, which is then what is validated and kept; 0 for none. `early_stopping` is how many
     epochs without a better validation accuracy end the training, with the best weights; 0 for never. `clip_norm` bounds
-    the gradient's global norm; 0 for no bound.
+    the gradient's global norm; 0 for no bound. `precision` is what products are computed in, weights stay float32; "auto"
+    takes half precision where this machine is faster in it.
     """
 
     epochs: int = 30

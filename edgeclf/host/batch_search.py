@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.recipe import Recipe, override
-from edgeclf.host import architectures
+from edgeclf.host import architectures, precision
 from edgeclf.host.batches import training_batches
 from edgeclf.host.data import Dataset
 from edgeclf.host.keras import keras, tensorflow
@@ -50,7 +50,8 @@ def chosen(speeds: dict[int, float]) -> int:
 def _pictures_a_second(recipe: Recipe, dataset: Dataset) -> float:
     """Speed of training steps after two to warm up, the median of a few."""
     keras().utils.set_random_seed(recipe.training.seed)
-    model = architectures.build(recipe, len(dataset.labels))
+    with precision.computing_in(recipe.training.precision):
+        model = architectures.build(recipe, len(dataset.labels))
     compile_model(model, recipe.training, STEPS)
     batches: Any = iter(training_batches(dataset, recipe))
     seconds = []

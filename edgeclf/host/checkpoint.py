@@ -90,7 +90,7 @@ def after_each_epoch(
             state.history.append(row)
             if section.early_stopping and state.waited() == 0:
                 state.best = self.validated
-            _write_history(folder, state.history)
+            write_history(folder, state.history)
             _save(folder, self.model, state)
             if on_epoch:
                 on_epoch(row, section.epochs)
@@ -137,7 +137,8 @@ def _row(epoch: int, logs: dict[str, float], model: Any, seconds: float) -> Row:
     return {"epoch": epoch + 1, **{n: float(logs[n]) for n in names}, "learning_rate": rate, "seconds": round(seconds, 3)}
 
 
-def _write_history(folder: Path, history: list[Row]) -> None:
+def write_history(folder: Path, history: list[Row]) -> None:
+    """Write the rows to `folder`/history.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, history[0], lineterminator="\n")
     writer.writeheader()

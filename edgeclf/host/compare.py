@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeclf.core.calibrate import softmax
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Accuracy, Interval, PairedDrop, mcnemar_p, paired_drop, score, wilson
-from edgeclf.runtime.classifier import softmax
 from edgeclf.runtime.engine import Scores, cores
 
 BATCH = 250
@@ -21,6 +21,7 @@ SIGNIFICANT = 0.05
 
 Classes = npt.NDArray[np.integer[Any]]
 Infer = Callable[[Pixels], Scores]
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,15 @@ def batches(count: int, size: int = BATCH) -> Iterator[slice]:
 
 
 def answers(
-    models: dict[str, Infer],
-    take: Callable[[npt.NDArray[np.int64]], Pixels],
+    models: dict[str, Callable[[Taken], Scores]],
+    take: Callable[[npt.NDArray[np.int64]], Taken],
     indices: npt.NDArray[np.int64],
     progress: Report | None = None,
 ) -> dict[str, Scores]:
     """Logits of every model on the same pictures, float32 (pictures, classes) by name.
 
-    `take` gives the pictures of some indices; they are read once, a batch at a time, so memory stays flat. Models answer
-    at the same time, each in one thread at once.
+    `take` gives the pictures of some indices, in a form that every model takes; they are read once, a batch at a time, so
+    memory stays flat. Models answer at the same time, each in one thread at once.
     """
     found: dict[str, list[Scores]] = {name: [] for name in models}
     with ThreadPoolExecutor(cores()) as pool:

@@ -71,7 +71,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A whole report. `names` are the pictures of the test part in the order of every `Flip.row`."""
+    """A whole report. `names` are the pictures of the test part in the order of every `Flip.row`.
+
+    `made_elsewhere` says that the model was imported, so that its training may have seen some of them.
+    """
 
     run: str
     recipe: str
@@ -87,6 +90,7 @@ class Comparison:
     variants: tuple[Variant, ...]
     unusable: tuple[Unusable, ...]
     verdict: Verdict
+    made_elsewhere: bool = False
 
     @property
     def pictures(self) -> int:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import builtin
 from edgeclf.host.run import Run
+from edgeclf.runtime.accuracy import matching_classes
 from edgeclf.runtime.engine import cores
 
 PIPELINE = 1  # part of the cache key: raise it when core/image.py gives other bytes
@@ -245,10 +246,12 @@ class Dataset:
         return self.catalogue.classes[self.parts[part]]
 
 
-def make_dataset(catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], progress: Report | None = None) -> Dataset:
+def make_dataset(
+    catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], progress: Report | None = None, spec: ImageSpec | None = None
+) -> Dataset:
     """Ingest a catalogue and split it; `split` is the keywords of `core.catalogue.split`. Raises DataError."""
     parts = catalogues.split(catalogue, **split)
-    shards = ingest(catalogue, recipe.image.spec(), progress)
+    shards = ingest(catalogue, spec or recipe.image.spec(), progress)
     parts = {name: indices[shards.readable[indices]] for name, indices in parts.items()}
     held_out = np.concatenate([parts["val"], parts["test"]])
     leaked = np.isin(shards.digests[parts["train"]], shards.digests[held_out])
@@ -264,7 +267,13 @@ def make_dataset(catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], pr
 
 
 def open_dataset(run: Run, progress: Report | None = None) -> Dataset:
-    """The data that a run was trained on, split as then. Raises DataError when it is gone or has changed."""
+    """The data that a run was trained on, or was given after an import, split as then, its classes in the model's order.
+
+    Raises DataError when it is gone or has changed, ConfigError when an imported run was given none.
+    """
+    if run.imported:
+        since = f"it was given to {run.folder}; give it again: edgeclf export {run.folder} --calibration {run.data}"
+        return _in_order(reopen(run.card.provenance, run.recipe, since, progress, run.card.image), run.card.labels)
     since = f"{run.folder} was trained on it; restore it, or train again"
     dataset = reopen(run.card.provenance, run.recipe, since, progress)
     if dataset.labels != run.card.labels:
@@ -272,9 +281,20 @@ def open_dataset(run: Run, progress: Report | None = None) -> Dataset:
     return dataset
 
 
-def reopen(provenance: dict[str, Any], recipe: Recipe, since: str, progress: Report | None = None) -> Dataset:
-    """The data that `provenance` names, split as it says. Raises DataError when it is gone, or changed since `since`."""
+def _in_order(dataset: Dataset, labels: tuple[str, ...]) -> Dataset:
+    """The same pictures with their classes counted as the model does; it may know more classes than there are pictures of."""
+    classes = matching_classes(dataset.labels, labels, str(dataset.catalogue.source)).astype(np.int32)
+    return replace(dataset, catalogue=replace(dataset.catalogue, labels=labels, classes=classes[dataset.catalogue.classes]))
+
+
+def reopen(
+    provenance: dict[str, Any], recipe: Recipe, since: str, progress: Report | None = None, spec: ImageSpec | None = None
+) -> Dataset:
+    """The data that `provenance` names, split as it says. Raises DataError when it is gone, or changed since `since`.
+
+    `spec` is what the network takes where the recipe cannot say it: a recipe's pictures are square.
+    """
     catalogue = open_catalogue(provenance["data"])
     if catalogue.fingerprint != provenance["fingerprint"]:
         raise DataError(f"{provenance['data']}: has changed since {since}")
-    return make_dataset(catalogue, recipe, provenance["split"], progress)
+    return make_dataset(catalogue, recipe, provenance["split"], progress, spec)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from edgeclf.core import files
-from edgeclf.core.bundle import Bundle, attach
+from edgeclf.core.bundle import Bundle, attach, model_bytes
 from edgeclf.core.card import Io, ModelCard, SelfTest, golden_inputs
 from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.image import Pixels
@@ -23,9 +23,9 @@ from edgeclf.host.calibration import CalibrationSet, Indices
 from edgeclf.host.compare import Against
 from edgeclf.host.comparison import FULL
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import answering
+from edgeclf.host.full_model import FullModel, open_full
 from edgeclf.host.metadata import with_metadata
-from edgeclf.host.run import Run
+from edgeclf.host.run import ONNX, Run
 from edgeclf.runtime.engine import Scores, TfliteEngine, input_table, open_engine, tflite_runtime
 
 MOST_HELD_OUT = 10_000
@@ -38,7 +38,7 @@ class Exported:
     """A deployable file that passed every gate, and what was measured of it on held-out pictures.
 
     `drop` is against the full Keras model, `agreement` the share of equal answers, `largest_logit_difference` that of the
-    logits; `runtime` names what ran the file.
+    logits; `runtime` names what ran the file. `notes` are sentences that a user of the file should know.
     """
 
     variant: str
@@ -51,6 +51,7 @@ class Exported:
     agreement: float
     largest_logit_difference: float
     runtime: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +91,10 @@ def export(
     unknown variant or type, DataError when the data is gone or has changed.
     """
     _check_request(variants, io)
-    model = run.model()
-    setting = _set_up(run, model, bar)
-    float32 = quantize.to_float32(quantize.with_softmax(model))
+    need_tflite(run)
+    full = open_full(run)
+    setting = _set_up(run, full, bar)
+    float32 = _float32(full)
     _check_float32(float32, setting)
     candidates, refused = _candidates(float32, variants, io, setting, bar)
     done = []
@@ -109,16 +111,28 @@ def export(
     return done
 
 
-def _set_up(run: Run, model: Any, bar: Bar) -> _Setting:
+def need_tflite(run: Run) -> None:
+    """Raise ConfigError for a run from which there is no way to TFLite."""
+    if run.model_file.name == ONNX:
+        raise ConfigError(
+            f"{run.model_file}: there is no maintained converter from ONNX to TFLite, so this run is evaluated and run as it is: "
+            f"edgeclf evaluate {run.model_file} DATA; for a small file, import the .keras or .tflite that it was made from"
+        )
+
+
+def _float32(full: FullModel) -> bytes:
+    """The full model as a float32 flatbuffer that ends in SOFTMAX."""
+    return model_bytes(full.path) if full.keras is None else quantize.to_float32(quantize.with_softmax(full.keras))
+
+
+def _set_up(run: Run, full: FullModel, bar: Bar) -> _Setting:
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
-    if model.output_shape[-1] != len(dataset.labels):
-        raise QualityError(
-            f"the network has {model.output_shape[-1]} outputs for {len(dataset.labels)} labels; train again on this data"
-        )
+    if full.classes != len(dataset.labels):
+        raise QualityError(f"the network has {full.classes} outputs for {len(dataset.labels)} labels; train again on this data")
     seed = run.recipe.training.seed
     chosen = calibration.draw(dataset, run.recipe.export.calibration_pictures, seed)
-    return _Setting(run, dataset, _held_out(dataset, seed), answering(model), chosen)
+    return _Setting(run, dataset, _held_out(dataset, seed), full.infer, chosen)
 
 
 def _check_request(variants: Sequence[str], io: str) -> None:
@@ -229,8 +243,18 @@ def _finish(candidate: _Candidate, scores: Scores, against: Against, setting: _S
     files.write_bytes(path, data)
     return Exported(
         card.variant, card.io, path, len(data), right / len(scores), interval, drop,
-        against.agreement, against.largest_logit_difference, runtime,
+        against.agreement, against.largest_logit_difference, runtime, notes(candidate.model, card.variant),
     )  # fmt: skip
+
+
+def notes(model: bytes, variant: str) -> tuple[str, ...]:
+    """What the name of a variant does not say of the file: sentences for its user, most often none."""
+    islands = gates.float_islands(read_model(model, variant)) if variant == "int8" else ()
+    return tuple(
+        f"{variant}: {name} has no int8 kernel in TFLite, so {islands.count(name)} of them compute in floats between integer "
+        "layers; accelerators and microcontrollers may refuse the file"
+        for name in sorted(set(islands))
+    )
 
 
 def _check_probabilities(candidate: _Candidate, setting: _Setting) -> None:

@@ -26,14 +26,14 @@ def with_io(model: bytes, io: Io) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     tree = schema.ModelT.InitFromPackedBuf(model)
-    _take_in(tree, model)
+    take_in(tree, model)
     if io != "int8":
         graph = tree.subgraphs[0]
         for place, tensor in enumerate(graph.inputs):
             _face(tree, schema, io, tensor, place, "inputs")
         for place, tensor in enumerate(graph.outputs):
             _face(tree, schema, io, tensor, place, "outputs")
-    return _packed(tree, schema)
+    return packed(tree, schema)
 
 
 def _face(tree: Any, schema: Any, io: Io, inner: int, place: int, side: str) -> None:
@@ -52,7 +52,7 @@ def _face(tree: Any, schema: Any, io: Io, inner: int, place: int, side: str) -> 
     leaves_int8 = io == "float32" and side == "outputs"
     name = schema.BuiltinOperator.DEQUANTIZE if leaves_int8 else schema.BuiltinOperator.QUANTIZE
     operator = schema.OperatorT()
-    operator.opcodeIndex = _code(tree, schema, name, VERSION_OF_DEQUANTIZE if leaves_int8 else VERSION_OF_QUANTIZE)
+    operator.opcodeIndex = operator_code(tree, schema, name, VERSION_OF_DEQUANTIZE if leaves_int8 else VERSION_OF_QUANTIZE)
     operator.inputs, operator.outputs = ([outer], [inner]) if side == "inputs" else ([inner], [outer])
     graph.operators.insert(0 if side == "inputs" else len(graph.operators), operator)
     ends = list(getattr(graph, side))
@@ -63,7 +63,7 @@ def _face(tree: Any, schema: Any, io: Io, inner: int, place: int, side: str) -> 
             entry.tensorIndex = outer if entry.tensorIndex == inner else entry.tensorIndex
 
 
-def _code(tree: Any, schema: Any, builtin: int, version: int) -> int:
+def operator_code(tree: Any, schema: Any, builtin: int, version: int) -> int:
     """Index of that operator in the model's table of operators, entered when it is not there yet."""
     for index, code in enumerate(tree.operatorCodes):
         if code.builtinCode == builtin:
@@ -75,14 +75,14 @@ def _code(tree: Any, schema: Any, builtin: int, version: int) -> int:
     return len(tree.operatorCodes) - 1
 
 
-def _take_in(tree: Any, model: bytes) -> None:
+def take_in(tree: Any, model: bytes) -> None:
     for buffer in tree.buffers:
         if buffer.offset > 1:
             buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
 
 
-def _packed(tree: Any, schema: Any) -> bytes:
+def packed(tree: Any, schema: Any) -> bytes:
     import flatbuffers
 
     class Aligned(schema.BufferT):  # type: ignore[misc]

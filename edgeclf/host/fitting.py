@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeclf.core.errors import ConfigError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
-from edgeclf.host import adversarial, architectures, distribute
+from edgeclf.host import adversarial, architectures, distribute, precision, transfer, weights
 from edgeclf.host.batches import batch_size, training_batches, validation_batches
-from edgeclf.host.checkpoint import OnEpoch, State, after_each_epoch, restore, use_average
+from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, State, after_each_epoch, restore, use_average, write_history
 from edgeclf.host.data import Dataset
 from edgeclf.host.distribute import StrategyName
 from edgeclf.host.keras import keras, tensorflow
@@ -32,56 +29,69 @@ class Options:
     weights: str = ""
 
 
-def fit(
-    recipe: Recipe, dataset: Dataset, folder: Path, options: Options, on_epoch: OnEpoch | None, on_step: Report | None
-) -> tuple[Any, State]:
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears of a training: each epoch, the steps within it, and each epoch of a frozen first stage."""
+
+    on_epoch: OnEpoch | None = None
+    on_step: Report | None = None
+    on_frozen: OnEpoch | None = None
+
+
+def fit(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, State]:
     """Train, with a checkpoint in `folder` after every epoch: (float32 model with the weights to keep, what was reached)."""
     section, steps = recipe.training, len(dataset.parts["train"]) // batch_size(dataset, recipe.training)
     if options.deterministic:
         tensorflow().config.experimental.enable_op_determinism()
     strategy = distribute.strategy_of(options.strategy)
     with distribute.scope(strategy):
-        model = _prepared(recipe, dataset, folder, options)
+        model, frozen = _prepared(recipe, dataset, folder, options, listeners)
         compile_model(model, section, steps)
         state = restore(folder, model)
-    if not state.is_over(section):
+    frozen_only = bool(options.weights) and recipe.transfer.thaw == "none"
+    if frozen_only:
+        state = State(frozen)
+        write_history(folder, frozen)
+    elif not state.is_over(section):
         model.fit(
             _shared(training_batches(dataset, recipe, first_epoch=len(state.history))),
             steps_per_epoch=steps,
             epochs=section.epochs,
             initial_epoch=len(state.history),
             validation_data=_shared(validation_batches(dataset, recipe)),
-            callbacks=[after_each_epoch(folder, state, section, steps, on_epoch, on_step)],
+            callbacks=[after_each_epoch(folder, state, section, steps, listeners.on_epoch, listeners.on_step)],
             verbose=0,
         )
-    use_average(model, section)
-    plain = architectures.build(recipe, len(dataset.labels))  # float32, without optimiser state and loss
+    if not frozen_only:
+        use_average(model, section)
+    plain = architectures.build(recipe, len(dataset.labels), folder)  # float32, without optimiser state and loss
     plain.set_weights(state.best or model.get_weights())
     return plain, state
 
 
-def _prepared(recipe: Recipe, dataset: Dataset, folder: Path, options: Options) -> Any:
-    """The network as it starts: seeded, in its precision, with given weights where there are any."""
-    keras().utils.set_random_seed(recipe.training.seed)
-    with _precision(recipe.training.precision):
-        model = architectures.build(recipe, len(dataset.labels))
-        if recipe.adversarial.epsilon:
-            model = adversarial.trained_on_attacks(model, recipe.adversarial, recipe.training.seed)
-    return model
+def _prepared(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, list[Row]]:
+    """The network as it starts: seeded, in its precision, with given weights where there are any; and the first stage's rows."""
+    seed, classes = recipe.training.seed, len(dataset.labels)
+    keras().utils.set_random_seed(seed)
+    with precision.computing_in(recipe.training.precision):
+        model = architectures.build(recipe, classes, folder)
+    rows = []
+    if options.weights:
+        if not (folder / CHECKPOINT).exists():
+            rows = _first_stage(model, recipe, dataset, folder, options, listeners)
+        transfer.freeze(model, recipe)
+        keras().utils.set_random_seed(seed)
+    if recipe.adversarial.epsilon:
+        model = adversarial.trained_on_attacks(model, recipe.adversarial, seed)
+    return model, rows
 
 
-@contextlib.contextmanager
-def _precision(name: str) -> Iterator[None]:
-    """Layers made inside compute in `name`; their weights are float32."""
-    policy = keras().mixed_precision
-    if name == "float16" and not tensorflow().config.list_physical_devices("GPU"):
-        raise ConfigError("precision float16 needs a GPU; on a CPU use bfloat16 or float32")
-    before = policy.global_policy()
-    policy.set_global_policy(name if name == "float32" else f"mixed_{name}")
-    try:
-        yield
-    finally:
-        policy.set_global_policy(before)
+def _first_stage(model: Any, recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> list[Row]:
+    """Give `model` the weights, and a head trained on the frozen network, which computes in float32."""
+    begun, found = architectures.build(recipe, len(dataset.labels), folder), weights.find(recipe, options.weights)
+    rows = transfer.prepare(begun, recipe, dataset, folder, found, listeners.on_step, listeners.on_frozen) if found else []
+    model.set_weights(begun.get_weights())
+    return rows
 
 
 def _shared(batches: Any) -> Any:

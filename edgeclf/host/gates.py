@@ -9,7 +9,7 @@ import numpy as np
 from edgeclf.core.card import Io
 from edgeclf.core.errors import QualityError
 from edgeclf.core.results import PairedDrop
-from edgeclf.core.tflite import TfliteModel, scheme
+from edgeclf.core.tflite import PASSES_VALUES_ON, TfliteModel, scheme
 from edgeclf.runtime.engine import Scores
 
 SAME_AS_KERAS = 1e-4
@@ -17,6 +17,7 @@ COLLAPSE = 0.10  # a drop whose whole 95% interval lies above this is no model t
 ENOUGH_TO_JUDGE = 20  # pictures; a working model may give so few of them one answer
 INPUT_SCALE = 1 / 128
 ZERO_POINTS = {"uint8": 128, "int8": 0}
+NO_INT8_KERNEL = ("LOCAL_RESPONSE_NORMALIZATION",)  # TFLite computes these in floats only, so an int8 file holds them as islands
 
 
 def check_structure(model: TfliteModel, variant: str, io: Io, labels: int) -> None:
@@ -83,11 +84,21 @@ def check_drop(variant: str, drop: PairedDrop) -> None:
         )
 
 
+def float_islands(model: TfliteModel) -> tuple[str, ...]:
+    """Names of the operators, in order, that have no int8 kernel and so compute in floats between integers."""
+    return tuple(op.name for op in model.operators if op.name in NO_INT8_KERNEL)
+
+
 def _check_integers_only(model: TfliteModel) -> None:
-    """No operator in the middle works in floats: those are what an int8 accelerator or a microcontroller refuses."""
+    """No operator in the middle works in floats: those are what an int8 accelerator or a microcontroller refuses.
+
+    Exempt are the operators that have no int8 kernel, and the conversions on their shores.
+    """
+    shores = {i for op in model.operators if op.name in NO_INT8_KERNEL for i in (*op.inputs, *op.outputs)}
     for op in model.operators:
-        floats = [i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in ("float32", "float16")]
-        if set(floats) - set(model.inputs) - set(model.outputs):
+        floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in ("float32", "float16")}
+        exempt = shores if op.name in (*NO_INT8_KERNEL, *PASSES_VALUES_ON) else set[int]()
+        if floats - exempt - set(model.inputs) - set(model.outputs):
             raise QualityError(f"int8: its operator {op.name} still computes in floats, so it is not int8 throughout")
 
 

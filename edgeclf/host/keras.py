@@ -37,3 +37,12 @@ def keras() -> Any:
     except ImportError as error:
         raise MissingExtra.for_extra("train", "tf-keras is not installed") from error
     return tf_keras
+
+
+def saved_model_messages() -> tuple[Any, Any]:
+    """Empty protocol buffers: a SavedModel, and what Keras 2 writes beside one."""
+    tensorflow()
+    from tensorflow.core.protobuf import saved_model_pb2
+    from tf_keras.protobuf import saved_metadata_pb2
+
+    return saved_model_pb2.SavedModel(), saved_metadata_pb2.SavedMetadata()

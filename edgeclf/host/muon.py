@@ -16,11 +16,15 @@ from edgeclf.host.keras import keras, tensorflow
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 STEPS = 5
 OTHERS = 5.0  # vectors and the last layer learn by plain Nesterov momentum, at so many times the rate of the matrices
+OTHERS_DECAY = 0.01  # and their kernels decay by so much of `weight_decay`, for an orthogonal update is of another size
 TINY = 1e-7
 
 
-def muon(momentum: float, **shared: Any) -> Any:
-    """A `tf_keras` optimiser; `shared` is what every one takes: learning_rate, weight_decay, global_clipnorm, use_ema, …"""
+def muon(momentum: float, weight_decay: float | None, **shared: Any) -> Any:
+    """A `tf_keras` optimiser; `shared` is what every one takes: learning_rate, global_clipnorm, use_ema, …
+
+    Biases and batch normalisation do not decay.
+    """
     tf = tensorflow()
 
     class Muon(keras().optimizers.Optimizer):  # type: ignore[misc]
@@ -39,8 +43,11 @@ def muon(momentum: float, **shared: Any) -> Any:
             kept = self.momenta[self._index_dict[self._var_key(variable)]]
             kept.assign(momentum * kept + gradient)
             update = gradient + momentum * kept
+            decayed = (weight_decay or 0.0) * variable
             if is_hidden_matrix(variable):
-                variable.assign_sub(rate * orthogonal(update))
+                variable.assign_sub(rate * (orthogonal(update) + decayed))
+            elif "kernel" in variable.name:
+                variable.assign_sub(OTHERS * rate * (update + OTHERS_DECAY * decayed))
             else:
                 variable.assign_sub(OTHERS * rate * update)
 

@@ -41,6 +41,7 @@ _PLACES = (
     (6, 22, "left"),
     (6, -22, "left"),
 )
+CURVES_HEIGHT_IN = 4.4
 WIDTH_IN, HEIGHT_IN = 4.6, 3.3  # small, so that 9-point text is still readable when the figure is 340 pixels wide
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
@@ -96,16 +97,16 @@ def training_curves(history_csv: Path, out_png: Path) -> None:
     that are missing or empty are left out. Raises DataError for a file without history.
     """
     history = read_history(history_csv)
-    with _styled():
-        figure = _curves_figure(history)
-        with files.writing(out_png) as temporary:
-            figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+    with drawing(out_png, height_in=CURVES_HEIGHT_IN) as figure:
+        _draw_curves(figure, history)
 
 
 def curves_svg(history: History) -> str:
     """The training curves as SVG text."""
     with _styled():
-        return _svg(_curves_figure(history), "curves")
+        figure = _figure(height_in=CURVES_HEIGHT_IN)
+        _draw_curves(figure, history)
+        return _svg(figure, "curves")
 
 
 def _number(text: str | None) -> float:
@@ -131,9 +132,8 @@ def _figure(width_in: float = WIDTH_IN, height_in: float = HEIGHT_IN) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _curves_figure(history: History) -> Figure:
+def _draw_curves(figure: Figure, history: History) -> None:
     """Accuracy above loss, sharing the epochs."""
-    figure = _figure(height_in=4.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name, title, factor in ((upper, "accuracy", "accuracy, %", 100), (lower, "loss", "loss", 1)):
         for column, label, colour, dash in ((name, "training", COLOURS[0], "-"), (f"val_{name}", "validation", COLOURS[1], "--")):
@@ -145,7 +145,16 @@ def _curves_figure(history: History) -> Figure:
         upper.legend(loc="lower right")
     lower.set_xlabel("epoch")
     lower.xaxis.get_major_locator().set_params(integer=True)
-    return figure
+
+
+@contextlib.contextmanager
+def drawing(out_png: Path, width_in: float = WIDTH_IN, height_in: float = HEIGHT_IN) -> Iterator[Figure]:
+    """An empty figure in the house style; when the block ends it is in `out_png`, whole. Raises MissingExtra."""
+    with _styled():
+        figure = _figure(width_in, height_in)
+        yield figure
+        with files.writing(out_png) as temporary:
+            figure.savefig(temporary, format="png", dpi=150, facecolor="white")
 
 
 def cost_svg(full: Point, points: Sequence[Point], axis: str, name: str) -> str:
@@ -173,15 +182,24 @@ def confusion_svg(confusion: Sequence[Sequence[int]], labels: Sequence[str], nam
 
     Right answers are blue and mistakes orange, darker with their share of the row. Meant for at most MATRIX_CLASSES classes.
     """
-    counts = np.asarray(confusion)
-    side = max(WIDTH_IN, 0.36 * len(labels) + 1.2)
+    side = matrix_side_in(len(labels))
     with _styled():
         figure = _figure(side, side)
-        axes = figure.subplots()
-        for i, j in np.argwhere(counts > 0):
-            _draw_cell(axes, int(i), int(j), int(counts[i, j]), counts[i, j] / counts[i].sum())
-        _class_ticks(axes, [_short(label) for label in labels])
+        draw_confusion(figure.subplots(), confusion, labels)
         return _svg(figure, name)
+
+
+def matrix_side_in(classes: int) -> float:
+    """How wide and high the figure of a confusion matrix must be."""
+    return max(WIDTH_IN, 0.36 * classes + 1.2)
+
+
+def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
+    """The matrix of `confusion_svg`."""
+    counts = np.asarray(confusion)
+    for i, j in np.argwhere(counts > 0):
+        _draw_cell(axes, int(i), int(j), int(counts[i, j]), counts[i, j] / counts[i].sum())
+    _class_ticks(axes, [short(label) for label in labels])
 
 
 def _draw_point(axes: Axes, point: Point, index: int) -> None:
@@ -270,7 +288,7 @@ def _class_ticks(axes: Axes, labels: list[str]) -> None:
         spine.set_visible(False)
 
 
-def _short(label: str, longest: int = 14) -> str:
+def short(label: str, longest: int = 14) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 

@@ -94,10 +94,11 @@ def record_ranges(float32: bytes, batches: Iterable[Pixels]) -> Ranges:
     pictures but for two numbers a tensor and picture. Raises DataError when there is no picture.
     """
     structure = read_model(float32, "float32 model")
-    watched = [i for i, t in enumerate(structure.tensors) if t.type == "float32" and not t.constant]
+    used = {i for op in structure.operators for i in (*op.inputs, *op.outputs)}  # a foreign file may hold tensors of no use
+    watched = [i for i, t in enumerate(structure.tensors) if t.type == "float32" and not t.constant and i in used]
     runner = _Runner(float32, structure, watched)
     found = []
-    for batch in _chunks(batches, _batch_size(structure, watched)):
+    for batch in _chunks(batches, _batch_size(structure, watched) if runner.takes_batches() else 1):
         found.append(runner.extremes(batch))
     if not found:
         raise DataError("no calibration picture; the training part is empty")
@@ -129,6 +130,17 @@ class _Runner:
             warnings.simplefilter("ignore")
             self.interpreter = Interpreter(model_content=float32, num_threads=cores(), experimental_preserve_all_tensors=True)
         self.input, self.watched, self.size = structure.inputs[0], watched, 0
+
+    def takes_batches(self) -> bool:
+        """Whether the graph computes several pictures at once; one made elsewhere may have the 1 written into it."""
+        shape = self.interpreter.get_input_details()[0]["shape"]
+        try:
+            self.extremes(np.zeros((2, *shape[1:]), np.uint8))
+        except (RuntimeError, ValueError):
+            self.size = 0
+            self.interpreter.resize_tensor_input(self.input, shape)
+            return False
+        return True
 
     def extremes(self, pictures: Pixels) -> Extremes:
         """(tensors, 2, pictures): lowest and highest value of each watched tensor in each picture."""

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def hushed(*loggers: str) -> Iterator[None]:
+    """Only the errors of these loggers, by name, while the block runs; of libraries that tell what is no news."""
+    named = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in named]
+    for logger in named:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(named, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

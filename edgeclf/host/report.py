@@ -5,7 +5,7 @@
     edgeclf_report   1, the version of this layout
     run recipe data fingerprint created parameters pictures labels versions
     machine          {cpu, cores, system, python, load, throttled} (runtime.latency.Machine)
-    full             a MODEL: the float Keras model run by TensorFlow
+    full             a MODEL: the float Keras model run by TensorFlow, or what an import has in its place
     variants         list of MODEL with, besides:
         io               type of the input and output tensors
         precision        scheme found in the tensors; named_right: whether the file's name claims the same
@@ -37,17 +37,16 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Size
 from edgeclf.core.tflite import scheme
-from edgeclf.host import compare, report_html, timing
+from edgeclf.host import compare, report_html, timing, wording
 from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import answering
-from edgeclf.host.keras import tensorflow
+from edgeclf.host.full_model import open_full
 from edgeclf.host.plots import History, read_history
-from edgeclf.host.run import HISTORY, MODEL, Run
+from edgeclf.host.run import HISTORY, ONNX, Run
 from edgeclf.host.timing import Timing
 from edgeclf.host.verdict import recommend
-from edgeclf.runtime.engine import Scores, cores, open_engine
+from edgeclf.runtime.engine import Scores, open_engine
 from edgeclf.runtime.latency import Machine, file_size, this_machine
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
@@ -91,6 +90,10 @@ def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unu
     Raises ConfigError when nothing was exported, ModelError when no file opens.
     """
     paths = run.exports()
+    if not paths and run.model_file.name == ONNX:
+        raise ConfigError(
+            f"{run.folder}: an ONNX run has no exported files to compare; measure it: edgeclf evaluate {run.model_file} DATA"
+        )
     if not paths:
         raise ConfigError(f"{run.folder}: nothing exported yet; first: edgeclf export {run.folder} --all")
     entrants, unusable = [], []
@@ -109,8 +112,8 @@ def measure(
 ) -> Comparison:
     """Answers, accuracy and latency of the full model and every entrant, on the test part alone."""
     machine = this_machine()  # before the work, which is load too
-    model = run.model()
-    models: dict[str, Infer] = {FULL: answering(model), **{e.name: e.infer for e in entrants}}
+    reference = open_full(run)
+    models: dict[str, Infer] = {FULL: reference.infer, **{e.name: e.infer for e in entrants}}
     test, truth = dataset.parts["test"], dataset.classes_of("test")
     with bar("answering test pictures") as report:
         scores = compare.answers(models, dataset.shards.take, test, report)
@@ -121,18 +124,19 @@ def measure(
         accuracy, top5 = compare.accuracy(scores[name], truth, dataset.labels)
         return Model(name, file, runtime, threads, size, accuracy, top5, times[name])
 
-    full = measured(FULL, MODEL, *_tensorflow_names(), file_size(run.folder / MODEL))
+    full = measured(FULL, reference.path.name, reference.runtime, reference.threads, file_size(reference.path))
     variants = tuple(
         _variant(e, measured(e.name, e.path.name, e.runtime, str(e.threads), e.size), scores, truth, dataset.labels, times)
         for e in entrants
     )
     return Comparison(
         run=run.name, recipe=run.recipe.name, data=Path(run.data).name, fingerprint=dataset.catalogue.fingerprint,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), parameters=int(model.count_params()),
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), parameters=reference.parameters,
         labels=dataset.labels, names=tuple(dataset.catalogue.names[i] for i in test),
-        machine=machine, versions=_versions(entrants),
+        machine=machine, versions=_versions(entrants, reference.runtime),
         full=full, variants=variants, unusable=tuple(unusable),
-        verdict=recommend(variants, unusable, _warnings(machine)),
+        verdict=recommend(variants, unusable, _warnings(machine) + ((wording.UNKNOWN_TRAINING,) if run.imported else ())),
+        made_elsewhere=run.imported,
     )  # fmt: skip
 
 
@@ -155,6 +159,8 @@ def _enter(run: Run, path: Path, threads: int | None) -> Entrant:
         raise ModelError("its labels are not those of this run; export it again")
     if bundle.card.provenance.get("created") != run.card.provenance.get("created"):
         raise ModelError("it comes from another training than this run's; export it again")
+    if bundle.card.provenance.get("fingerprint") != run.card.provenance.get("fingerprint"):
+        raise ModelError("it was calibrated and measured on other data than the run has now; export it again")
     engine = open_engine(bundle, threads)
     found = engine.infer(np.zeros((1, *run.card.image.shape), np.uint8))
     if found.shape != (1, len(run.card.labels)):
@@ -229,19 +235,11 @@ def _warnings(machine: Machine) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _tensorflow_names() -> tuple[str, str]:
-    """Runtime and threads of the full model, in words."""
-    tf = tensorflow()
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or f"all of {cores()}"
-    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return f"TensorFlow {tf.__version__}, tf.function on {device}", str(threads)
-
-
-def _versions(entrants: list[Entrant]) -> dict[str, str]:
-    """What ran: the runtime of the exported files, TensorFlow, edgeclf."""
+def _versions(entrants: list[Entrant], full: str) -> dict[str, str]:
+    """What ran: the runtimes of the exported files and of the full model, edgeclf."""
     runtimes = dict.fromkeys(e.runtime for e in entrants)
     return {
         "exported files ran in": "; ".join(runtimes),
-        "full model ran in": _tensorflow_names()[0],
+        "full model ran in": full,
         "edgeclf": version("edgeclf"),
     }

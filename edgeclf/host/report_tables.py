@@ -41,7 +41,7 @@ def glance(comparison: Comparison) -> Table:
     """One line a model: accuracy, what it lost, time and size."""
     full = comparison.full
     rows = [
-        (Cell(FULL, "float Keras"), Cell(_percent(full.accuracy.top1, full)), Cell(NOTHING), _milliseconds(full), _bytes(full))
+        (Cell(FULL, full.file), Cell(_percent(full.accuracy.top1, full)), Cell(NOTHING), _milliseconds(full), _bytes(full))
     ]
     for v in comparison.variants:
         rows.append(
@@ -83,8 +83,10 @@ def speed(comparison: Comparison) -> Table:
         )
     ]
     for v in comparison.variants:
-        over = _speedup(v.over_float32) if v.over_float32 else Cell(NOTHING)
-        rows.append((Cell(v.name, v.model.runtime), *_percentiles(v.model), over, _speedup(v.over_full), Cell(v.model.threads)))
+        over = speedup_cell(v.over_float32) if v.over_float32 else Cell(NOTHING)
+        rows.append(
+            (Cell(v.name, v.model.runtime), *_percentiles(v.model), over, speedup_cell(v.over_full), Cell(v.model.threads))
+        )
     head = ("model", "p50, ms", "p90, ms", "p99, ms", "calls", "against float32", "against the full model", "threads")
     return Table(head, tuple(rows), _chosen(comparison))
 
@@ -182,7 +184,7 @@ def _percentiles(model: Model) -> tuple[Cell, ...]:
     )
 
 
-def _speedup(found: Speedup) -> Cell:
+def speedup_cell(found: Speedup) -> Cell:
     """Says who is faster only where the rounds can tell."""
     if not found.measurable:
         return Cell(NOT_MEASURABLE, f"{found.interval.low:.2f} to {found.interval.high:.2f}×", "quiet")

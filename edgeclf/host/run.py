@@ -13,12 +13,16 @@ from edgeclf.core.recipe import Recipe, read_recipe
 
 RUNS = Path("runs")
 RECIPE, CARD, MODEL, HISTORY, CURVES, SPLIT = "recipe.toml", "card.json", "model.keras", "history.csv", "curves.png", "split.json"
+FLOAT32, ONNX = "model.tflite", "model.onnx"  # instead of model.keras in a run that was imported without a Keras network
 STARTED = "started.json"  # the last file of a start: what has it can be resumed
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training. `card.provenance` holds `data`, `seed`, `split`, `fingerprint`, `versions`, `command`."""
+    """A finished training, or an import. `card.provenance` holds `data`, `seed`, `split`, `fingerprint`, `versions`, `command`.
+
+    An imported run has `imported` there, and no `data`, `split` and `fingerprint` until some was given to it.
+    """
 
     folder: Path
     recipe: Recipe
@@ -30,8 +34,25 @@ class Run:
 
     @property
     def data(self) -> str:
-        """What the user gave as DATA: a path, or a built-in name such as `digits`."""
+        """What the user gave as DATA: a path, or a built-in name such as `digits`. Raises ConfigError when there is none."""
+        if "data" not in self.card.provenance:
+            raise ConfigError(
+                f"{self.folder}: was imported and has no data of its own; give it some: "
+                f"edgeclf export {self.folder} --calibration DATA"
+            )
         return str(self.card.provenance["data"])
+
+    @property
+    def imported(self) -> bool:
+        """Whether the network was made elsewhere."""
+        return "imported" in self.card.provenance
+
+    @property
+    def model_file(self) -> Path:
+        """The file with the full model: `model.keras`, or for an imported run without a Keras network another."""
+        others = (self.folder / name for name in (FLOAT32, ONNX))
+        keras = self.folder / MODEL
+        return keras if keras.is_file() or not self.imported else next((p for p in others if p.is_file()), keras)
 
     def exported(self, variant: str) -> Path:
         """Where the file of that variant lies or would lie."""
@@ -44,13 +65,20 @@ class Run:
     def model(self) -> Any:
         """The trained float `tf_keras.Model`: float32 (pictures, height, width, channels) of (pixel - 128) / 128 → logits.
 
-        Raises ModelError when the file is missing or damaged.
+        Raises ModelError when the file is missing or damaged, or the run was imported without a Keras network.
         """
+        from edgeclf.host import custom
         from edgeclf.host.keras import keras
 
-        path = self.folder / MODEL
+        path = self.model_file
+        if path.name != MODEL:
+            raise ModelError(
+                f"{path}: this run was imported as {path.suffix} and holds no Keras network, which is needed here; "
+                f"import the .keras or .h5 file that it was made from"
+            )
         try:
-            return keras().models.load_model(path, compile=False, safe_mode=True)
+            with custom.known_layers(self.recipe.model.architecture, self.folder):
+                return keras().models.load_model(path, compile=False, safe_mode=True)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"
             raise ModelError(f"{path}: {reason}; copy the run again, or train again") from error

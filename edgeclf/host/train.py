@@ -7,7 +7,8 @@ import json
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, StorageError
-from edgeclf.core.progress import Report
+from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override, read_recipe
-from edgeclf.host import adversarial, batch_search, distribute
+from edgeclf.host import adversarial, architectures, batch_search, custom, distribute, precision, weights
 from edgeclf.host.builtin import LOADERS
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
 from edgeclf.host.data import Dataset, make_dataset, open_catalogue, reopen
-from edgeclf.host.fitting import Options, fit
+from edgeclf.host.fitting import Listeners, Options, fit
 from edgeclf.host.full_model import measure
 from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run
 
@@ -40,24 +41,31 @@ class Job:
 
 
 def start(
-    recipe: Recipe, data: str, folder: Path | None = None, progress: Report | None = None, options: Options | None = None
+    recipe: Recipe,
+    data: str,
+    folder: Path | None = None,
+    progress: Report | None = None,
+    options: Options | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    bar: Bar = no_bar,
 ) -> Job:
     """Ingest `data` and lay out a new run folder (default `runs/RECIPE-DATA`, numbered when taken).
 
-    A batch size of 0 becomes the one that trains fastest here. Raises ConfigError when `folder` already holds a run,
-    DataError for unusable pictures.
+    A batch size of 0 becomes the one that trains fastest here, precision "auto" what this machine computes fastest in.
+    Trained weights that the recipe wants are looked up, and downloaded where Keras' cache lacks them: `say` announces that,
+    `bar` shows it. Raises ConfigError when `folder` already holds a run, DataError for unusable pictures, ModelError for
+    unusable weights.
     """
     options = options or Options()
-    worker = distribute.worker(options.strategy)
-    if folder is None and worker.count > 1:
-        raise ConfigError("several workers need --out, so that all know the run folder")
-    if folder and not worker.is_chief:
-        folder = folder.with_name(f"{folder.name}.worker-{worker.index}")
+    folder = _worker_folder(folder, options)
     if folder:
         _check_free(folder)
-    section = recipe.data
+    catalogue, section = open_catalogue(data), recipe.data
+    architectures.build(recipe, len(catalogue.labels))  # refuses options and sizes before an hour of reading pictures
+    found = weights.find(recipe, options.weights, say, bar)
+    options = replace(options, weights=str(found.path.resolve()) if found else "")
     split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
-    dataset = make_dataset(open_catalogue(data), recipe, split, progress)
+    dataset = make_dataset(catalogue, recipe, split, progress)
     provenance = {
         "data": data if data in LOADERS and not Path(data).exists() else str(Path(data).resolve()),
         "fingerprint": dataset.catalogue.fingerprint,
@@ -66,18 +74,36 @@ def start(
         "seed": recipe.training.seed,
         "versions": _versions(),
         "options": asdict(options),
+        "weights": found.provenance() if found else {},
         "command": shlex.join(["edgeclf", *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    if recipe.training.batch_size == 0:
-        recipe = override(recipe, training__batch_size=batch_search.fastest(recipe, dataset))
+    recipe = _settled(recipe, dataset)
     folder = folder or _new_folder(f"{recipe.name}-{_data_name(data)}")
     with files.locked(folder):
         _check_free(folder)  # another may have started there while this one read pictures
+        recipe = custom.keep(recipe, folder)
         files.write_text(folder / RECIPE, config.to_toml(recipe))
         files.write_json(folder / SPLIT, _named_split(dataset))
         files.write_json(folder / STARTED, provenance)
     return Job(folder, recipe, dataset, provenance, options)
+
+
+def _worker_folder(folder: Path | None, options: Options) -> Path | None:
+    """Where this process writes: the run folder, or beside it for every worker but the chief."""
+    worker = distribute.worker(options.strategy)
+    if folder is None and worker.count > 1:
+        raise ConfigError("several workers need --out, so that all know the run folder")
+    return folder if folder is None or worker.is_chief else folder.with_name(f"{folder.name}.worker-{worker.index}")
+
+
+def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what it leaves to this machine filled in."""
+    if recipe.training.precision == "auto":
+        recipe = override(recipe, training__precision=precision.fastest())
+    if recipe.training.batch_size == 0:
+        recipe = override(recipe, training__batch_size=batch_search.fastest(recipe, dataset))
+    return recipe
 
 
 def _check_free(folder: Path) -> None:
@@ -115,16 +141,17 @@ def _provenance(path: Path) -> dict[str, Any]:
     raise ConfigError(f"{path}: does not say what was trained on; start a new run")
 
 
-def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = None) -> Run:
+def train(job: Job, on_epoch: OnEpoch | None = None, on_step: Report | None = None, on_frozen: OnEpoch | None = None) -> Run:
     """Train to the last epoch, from the checkpoint where there is one, and finish the run folder.
 
     Seeded: the same job gives the same pictures in the same order, interrupted or not. `on_epoch(row, epochs)` gets
-    each row of the history, `on_step(done, total)` the steps of the epoch under way. Raises EdgeclfError when the loss
-    stops being a number; the checkpoint then holds the last good weights. Raises ConfigError when another process trains in
-    the same folder.
+    each row of the history, `on_step(done, total)` the steps of the epoch under way, `on_frozen` the rows of a first stage
+    on a frozen network. Raises EdgeclfError when the loss stops being a number; the checkpoint then holds the last good
+    weights. Raises ConfigError when another process trains in the same folder.
     """
     with files.locked(job.folder):
-        return _finish(job, *fit(job.recipe, job.dataset, job.folder, job.options, on_epoch, on_step))
+        listeners = Listeners(on_epoch, on_step, on_frozen)
+        return _finish(job, *fit(job.recipe, job.dataset, job.folder, job.options, listeners))
 
 
 def _finish(job: Job, model: Any, state: State) -> Run:

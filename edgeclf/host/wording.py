@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+UNKNOWN_TRAINING = (
+    "The model was made elsewhere: if its training saw some of these pictures, accuracies are too good; differences are fair."
+)
+
 
 def points(share: float, pictures: int) -> str:
     """A share of pictures in percentage points, with the decimals that so many pictures can carry."""

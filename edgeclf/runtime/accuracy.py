@@ -112,7 +112,12 @@ def held_out(catalogue: Catalogue, card: ModelCard) -> tuple[Indices, str]:
     if len(test):
         return test, "its test folder"
     if _trained_on(catalogue, card):
-        return _own_split(catalogue, card, "test"), "the test split that its training held out"
+        held = (
+            "its calibration held out (whether its training did is not known)"
+            if "imported" in card.provenance
+            else "its training held out"
+        )
+        return _own_split(catalogue, card, "test"), f"the test split that {held}"
     everything = np.arange(len(catalogue), dtype=np.int64)
     return everything, "all pictures (too good a figure if the model was trained on some of them)"
 

@@ -87,7 +87,7 @@ def test_lists_hold_everything_that_is_shipped(kind: str, cli_here: Cli) -> None
     listed = [entry["name"] for entry in json.loads(cli_here(kind, "--json").stdout)]
     assert listed == config.names(kind)
     text = cli_here(kind).stdout
-    assert [line.split()[0] for line in text.splitlines()[1:]] == listed
+    assert [line.split()[0] for line in text.partition("\n\n")[0].splitlines()[1:]] == listed
 
 
 def test_devices_as_json_hold_their_budgets(cli_here: Cli) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,66 @@ def test_a_bad_normalisation_is_a_usage_error(value: str, cli_here: Cli, fixture
     assert f"--normalize {value}" in answer.stderr
 
 
+@pytest.fixture
+def limited(tmp_path: Path, int8: Path) -> Path:
+    """The int8 fixture with thresholds in its card that only the first two classes can reach."""
+    from edgeclf.core.bundle import attach, read_bundle
+
+    bundle = read_bundle(int8)
+    assert bundle.card
+    (tmp_path / "limited.tflite").write_bytes(attach(bundle.model, replace(bundle.card, thresholds=(0.1, 0.1, 1.0, 1.0))))
+    return tmp_path / "limited.tflite"
+
+
+def test_predict_says_unknown_below_the_threshold_in_the_card(cli_here: Cli, limited: Path, pictures: Path) -> None:
+    """With what it would have been in brackets; JSON keeps the list and says whether the first is accepted."""
+    red, blue = pictures / "red-square.png", pictures / "blue-cross.png"
+    lines = cli_here("predict", limited, red, blue).stdout.splitlines()
+    assert lines[0].startswith(f"{red}: red square ")
+    assert lines[1].startswith(f"{blue}: unknown (blue cross ")
+    found = json.loads(cli_here("predict", limited, red, blue, "--json").stdout)["images"]
+    assert [(image["answer"], image["accepted"]) for image in found] == [("red square", True), ("unknown", False)]
+    assert found[1]["predictions"][0]["label"] == "blue cross"
+
+
+def test_predict_leaves_the_thresholds_out_when_told_to(cli_here: Cli, limited: Path, pictures: Path) -> None:
+    """As if the card had none."""
+    answer = cli_here("predict", limited, pictures / "blue-cross.png", "--no-thresholds")
+    assert ": blue cross " in answer.stdout
+
+
+def test_run_takes_the_thresholds_of_the_card(cli_here: Cli, limited: Path, data: Path) -> None:
+    """Unless a threshold is given."""
+    summary = json.loads(cli_here("run", limited, "-s", data / "train", "--json").stdout)
+    assert summary["labels"] == {"unknown": 6, "green disc": 3, "red square": 3}
+    summary = json.loads(cli_here("run", limited, "-s", data / "train", "--json", "--threshold", 0).stdout)
+    assert "unknown" not in summary["labels"]
+
+
+def test_evaluate_says_what_the_thresholds_leave(cli_here: Cli, limited: Path, data: Path) -> None:
+    """Two of four classes; accuracy itself is that without thresholds."""
+    found = json.loads(cli_here("evaluate", limited, data, "--json").stdout)
+    assert (found["accuracy"]["top1"], found["with_thresholds"]["coverage"], found["with_thresholds"]["top1"]) == (1.0, 0.5, 1.0)
+    assert found["thresholds"] == [0.1, 0.1, 1.0, 1.0]
+    assert "50.00% of the pictures get an answer" in cli_here("evaluate", limited, data).stdout
+
+
+def test_evaluate_as_json_holds_averages_calibration_and_top_k(cli_here: Cli, int8: Path, data: Path) -> None:
+    """Everything a base install can say; no thresholds and no curves here."""
+    found = json.loads(cli_here("evaluate", int8, data, "--json").stdout)
+    assert set(found["accuracy"]["averages"]) == {"macro", "micro", "weighted"}
+    assert found["top_k"] == {"1": 1.0, "2": 1.0, "3": 1.0, "4": 1.0}
+    assert 0 < found["calibration"]["ece"] < 0.5
+    assert sum(b["pictures"] for b in found["calibration"]["bins"]) == 4
+    assert (found["with_thresholds"], found["mixed_up_most"], "curves" in found) == (None, [], False)
+
+
+def test_evaluate_without_data_says_what_is_missing(cli_here: Cli, int8: Path) -> None:
+    """A file that lies in no run's folder."""
+    answer = cli_here("evaluate", int8)
+    assert (answer.code, "give DATA" in answer.stderr) == (2, True)
+
+
 def test_evaluate_measures_the_test_folder(cli_here: Cli, int8: Path, data: Path) -> None:
     """Fractions in JSON; the broken picture is listed and counts nowhere."""
     answer = cli_here("evaluate", int8, data, "--json")
@@ -132,8 +193,8 @@ def test_evaluate_measures_the_test_folder(cli_here: Cli, int8: Path, data: Path
 def test_evaluate_prints_tables(cli_here: Cli, int8: Path, data: Path) -> None:
     """Interval, per-class figures, confusion; the skipped picture on standard error."""
     answer = cli_here("evaluate", int8, data)
-    assert "top-1 100.00% (95% interval 51.01% to 100.00%), top-5 100.00%" in answer.stdout
-    for word in ("precision", "recall", "F1", "confusion", "yellow bars"):
+    assert "top-1 100.00% (95% interval 51.01% to 100.00%), top-2 100.00%, top-3 100.00%, top-5 100.00%" in answer.stdout
+    for word in ("precision", "recall", "F1", "confusion", "yellow bars", "macro average", "ECE", "mixed up most: nothing"):
         assert word in answer.stdout
     assert "broken.jpg" in answer.stderr
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from edgeclf.core.results import Latency, mcnemar_p, paired_drop, score, wilson
+from edgeclf.core.results import Latency, holm, mcnemar_p, paired_drop, score, top_k, wilson
 
 LABELS = ("a", "b", "c")
 
@@ -68,6 +68,47 @@ def test_precision_recall_and_f1_are_scikit_learns() -> None:
     wanted = precision_recall_fscore_support(truth, called, labels=range(5), zero_division=0)
     mine = np.array([[c.precision, c.recall, c.f1, c.pictures] for c in found.per_class]).T
     assert np.allclose(mine, np.array(wanted))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="compares with scikit-learn")
+def test_averages_are_scikit_learns() -> None:
+    """With a class that is never called, one that no picture shows, and one that is neither."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    random = np.random.RandomState(4)
+    truth, called = random.choice([0, 1, 2], 200, p=[0.6, 0.3, 0.1]), random.choice([0, 1, 3], 200)
+    found = score(scores_of(called.tolist(), 5), truth, tuple("abcde"))
+    for name, average in found.averages.items():
+        wanted = precision_recall_fscore_support(truth, called, average=name, zero_division=0)[:3]
+        assert np.allclose((average.precision, average.recall, average.f1), wanted), name
+    assert found.averages["micro"].f1 == pytest.approx(found.top1)
+
+
+def test_top_k_counts_how_high_the_class_stands() -> None:
+    """Ties go to the first class, NaN never counts, and k ends at the number of classes."""
+    scores = np.array([[3, 2, 1], [1, 2, 3], [0, 0, 0], [np.nan, 9, 9]], np.float32)
+    assert top_k(scores, np.array([0, 0, 1, 1])) == (0.25, 0.5, 0.75)
+    random = np.random.RandomState(0)
+    many, truth = random.rand(200, 8).astype(np.float32).round(1), random.randint(0, 8, 200)
+    assert top_k(many, truth, 5)[0] == score(many, truth, tuple("abcdefgh")).top1
+    assert top_k(many, truth, 5)[4] == score(many, truth, tuple("abcdefgh")).top5
+
+
+def test_the_pairs_mixed_up_most_come_first() -> None:
+    """True class, then what it was called; right answers are no mistake, equal counts stay in the order of the classes."""
+    called = [0] * 9 + [1] + [2] * 4 + [0] * 4 + [1] * 9 + [0] * 7 + [2] * 9
+    found = score(scores_of(called), np.repeat([0, 1, 2], [14, 13, 16]), LABELS)
+    mixups = [(m.pictures, m.truth, m.answer) for m in found.mixups()]
+    assert mixups == [(7, "c", "a"), (4, "a", "c"), (4, "b", "a"), (1, "a", "b")]
+    assert len(found.mixups(most=1)) == 1
+
+
+def test_holm_adjusts_by_rank_and_never_turns_the_order() -> None:
+    """By hand: 0.01 × 3, then the larger of that and 0.02 × 2, then 0.04 × 1; a p-value stays at most 1."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.3]) == [0.3]
+    assert holm([]) == []
 
 
 def test_wilson_is_the_published_interval() -> None:

@@ -111,7 +111,7 @@ def test_noise_is_not_ranked() -> None:
     """Equal models under noise: neither is called the faster."""
     found = timing.speedup(timed(1.0, 1, noise=0.2), timed(1.0, 2, noise=0.2))
     assert not found.measurable
-    cell = report_tables._speedup(found)
+    cell = report_tables.speedup_cell(found)
     assert cell.text == "no measurable difference"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgeclf.core.errors import ConfigError, EdgeclfError, StorageError
 from edgeclf.core.recipe import AdversarialSection, TrainingSection, load_recipe, override
-from edgeclf.host import adversarial, architectures, batch_search, checkpoint, distribute, muon, objective
+from edgeclf.host import adversarial, architectures, batch_search, checkpoint, distribute, muon, objective, precision
 from edgeclf.host import train as stage
 from edgeclf.host.batches import class_weights, training_batches
 from edgeclf.host.data import make_dataset, open_catalogue
@@ -219,6 +219,22 @@ def test_full_disk_during_a_checkpoint_keeps_the_one_before(data, tmp_path, monk
         _train(data, tmp_path / "run")
     assert len(stage.train(stage.resume(tmp_path / "run")).card.provenance["versions"]) > 1
     assert len(_history(tmp_path / "run")) == 4
+
+
+def test_precision_auto_is_settled_when_a_training_starts(data, tmp_path, monkeypatch):
+    """The recipe of the run says which, so resuming elsewhere goes on in the same."""
+    monkeypatch.setattr(precision, "fastest", lambda: "bfloat16")
+    assert stage.start(_recipe(training__precision="auto"), str(data), tmp_path / "run").recipe.training.precision == "bfloat16"
+
+
+@pytest.mark.parametrize(("flags", "found"), [("sse avx512_bf16", "bfloat16"), ("sse avx2", "float32"), ("", "float32")])
+def test_a_cpu_computes_in_half_precision_only_where_it_has_units_for_it(tmp_path, monkeypatch, flags, found):
+    """Others imitate it, at a fraction of the speed."""
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    read = precision._cpu_flags
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: read(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(tensorflow().config, "list_physical_devices", lambda kind: [])
+    assert precision.fastest() == found
 
 
 def test_float16_needs_a_gpu(data, tmp_path):

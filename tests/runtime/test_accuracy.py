@@ -14,7 +14,7 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import Catalogue, prepared, scan, split
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
-from edgeclf.runtime.accuracy import evaluate, held_out, limited, matching_classes
+from edgeclf.runtime.accuracy import evaluate, held_out, limited, matching_classes, validation
 from edgeclf.runtime.classifier import Classifier, load
 from edgeclf.runtime.engine import Scores
 
@@ -162,3 +162,39 @@ def test_a_split_that_the_card_describes_wrongly_is_a_model_error(settings: obje
     card = replace(CARD, provenance={"split": settings, "fingerprint": found.fingerprint})
     with pytest.raises(ModelError, match="how its data were split"):
         held_out(found, card)
+
+
+def test_what_is_fitted_on_is_never_what_is_measured_on(pictures: Path) -> None:
+    """The validation part of the training, derived again; else the val folder; else data without any parts, with a warning."""
+    catalogue = scan(pictures)
+    keywords = {"seed": 4, "val": 0.1, "val_pictures": 100, "test": 0.25}
+    own = replace(CARD, provenance={"fingerprint": catalogue.fingerprint, "split": keywords})
+    found, which = validation(catalogue, own)
+    assert (found == split(catalogue, **keywords)["val"]).all()
+    assert not set(found) & set(held_out(catalogue, own)[0])
+    assert "validation part of its training" in which
+    folders = np.arange(len(catalogue), dtype=np.int8) % 3
+    found, which = validation(replace(catalogue, folders=folders), CARD)
+    assert ((folders[found] == 1).all(), len(found), which) == (True, (folders == 1).sum(), "its val folder")
+    assert "must not have been trained on" in validation(catalogue, CARD)[1]
+
+
+def test_data_with_a_test_folder_and_no_val_cannot_be_fitted_on(pictures: Path) -> None:
+    """What is left may be what the model was trained on."""
+    catalogue = scan(pictures)
+    folders = np.where(np.arange(len(catalogue)) % 3 == 0, 2, 0).astype(np.int8)
+    with pytest.raises(DataError, match="has no val folder, and is not the data that mean was trained on"):
+        validation(replace(catalogue, folders=folders), CARD)
+
+
+def test_an_evaluation_follows_temperature_and_thresholds_of_the_card(pictures: Path) -> None:
+    """Top-1 does not; a threshold of 1 leaves no answer, and without thresholds there is nothing to say."""
+    catalogue = scan(pictures)
+    plain = evaluate(Classifier(Mean(), CARD), catalogue, everything(catalogue))
+    carded = replace(CARD, temperature=1000.0, thresholds=(0.0, 0.0, 0.0, 1.0))
+    found = evaluate(Classifier(Mean(), carded), catalogue, everything(catalogue))
+    assert plain.answered is None
+    assert found.accuracy == plain.accuracy
+    assert found.calibration.confidence < 0.4 < plain.calibration.confidence
+    assert found.answered is not None
+    assert found.answered.coverage == 0.75

@@ -79,6 +79,15 @@ def test_the_temperature_of_the_card_divides_the_logits() -> None:
     assert np.allclose(cool[1], 1 / (1 + np.exp(-2.0)))
 
 
+def test_an_answer_below_the_threshold_of_its_class_is_unknown() -> None:
+    """0.84 for b: enough for a limit of 0.8 on b, whatever a needs, and not for 0.9; `classify` lists classes all the same."""
+    for limits, label in (((), "b"), ((1.0, 0.8, 1.0), "b"), ((0.0, 0.9, 0.0), "unknown")):
+        classifier = Classifier(Fake(0.0, 3.0, 1.0), replace(CARD, thresholds=limits))
+        found = classifier.answer(FRAME)
+        assert (found.label, round(found.score, 2)) == (label, 0.84)
+        assert classifier.classify(FRAME)[0].label == "b"
+
+
 def test_huge_logits_do_not_overflow() -> None:
     """float32 would, without subtracting the largest."""
     assert softmax(np.array([3e38, 0.0, -3e38], np.float32)).tolist() == [1.0, 0.0, 0.0]

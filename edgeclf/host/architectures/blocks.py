@@ -1,9 +1,11 @@
-"""Layers that several architectures share."""
+"""Layers and checks that several architectures share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from edgeclf.core.errors import ConfigError
 from edgeclf.host.keras import keras
 
 
@@ -15,7 +17,20 @@ def conv_bn(x: Any, filters: int, stride: int = 1, size: int = 3, relu: bool = T
     return layers.ReLU()(x) if relu else x
 
 
-def pooled_logits(x: Any, classes: int) -> Any:
-    """Global average pooling and a dense layer without activation."""
+def pooled_logits(x: Any, classes: int, dropout: float = 0.0) -> Any:
+    """Global average pooling, the layer `features`, dropout where there is any, and a dense layer without activation, `logits`."""
     layers = keras().layers
-    return layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return layers.Dense(classes, name="logits")(layers.Dropout(dropout)(x) if dropout else x)
+
+
+def check_option(name: str, value: object, known: Sequence[str]) -> None:
+    """Raises ConfigError when an option of [model.options] has none of its known values."""
+    if value not in known:
+        raise ConfigError(f"[model.options] {name} = {value!r}: expected one of: {', '.join(known)}")
+
+
+def check_side(architecture: str, shape: tuple[int, int, int], least: int) -> None:
+    """Raises ConfigError when pictures of `shape` are so small that pooling leaves nothing of them."""
+    if min(shape[:2]) < least:
+        raise ConfigError(f"architecture {architecture!r}: needs pictures of at least {least}x{least}, not {shape[1]}x{shape[0]}")

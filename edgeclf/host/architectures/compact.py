@@ -5,21 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgeclf.core.errors import ConfigError
+from edgeclf.host.architectures.attention import attend
 from edgeclf.host.architectures.blocks import conv_bn, pooled_logits
 from edgeclf.host.keras import keras
 
 
-def compact(shape: tuple[int, int, int], classes: int, widths: Sequence[int] = (16, 32, 64, 80)) -> Any:
-    """A stem and one stage for each further width: a strided 3x3 convolution, then a residual 3x3 convolution.
+def compact(
+    shape: tuple[int, int, int],
+    classes: int,
+    widths: Sequence[int] = (16, 32, 64, 80),
+    residuals: Sequence[int] = (),
+    pool: bool = False,
+    attention: str = "none",
+    dropout: float = 0.0,
+) -> Any:
+    """A stem and one stage for each further width: a strided 3x3 convolution, then residual 3x3 convolutions,
+    as many as `residuals` says for each stage (one, where it is empty).
 
-    Nothing but dense 3x3 convolutions, batch normalisation, ReLU and one sum a stage: each fuses into one int8 kernel,
-    where depthwise convolutions are poorly served. Early strides keep most of the work at small maps, where channels
-    (and so kernel tiles) are full. Widths are multiples of 16 for the same reason.
+    Nothing but dense 3x3 convolutions, batch normalisation, ReLU and sums: each fuses into one int8 kernel, where
+    depthwise convolutions are poorly served. The stem sees every pixel, since what it skips is lost; after it early strides,
+    or `pool` (2x2 max pooling), put most of the work at small maps, where channels (and so kernel tiles) are full. Widths are
+    multiples of 16 for the same reason. `attention` (`se` or `cbam`) weighs each residual branch before its sum.
     """
+    residuals = residuals or [1] * (len(widths) - 1)
+    if len(residuals) != len(widths) - 1:
+        raise ConfigError(f"[model.options] residuals: {len(residuals)} given for the {len(widths) - 1} stages that widths name")
     layers = keras().layers
     inputs = layers.Input(shape)
     x = conv_bn(inputs, widths[0])
-    for width in widths[1:]:
+    if pool:
+        x = layers.MaxPooling2D()(x)
+    for width, count in zip(widths[1:], residuals, strict=True):
         x = conv_bn(x, width, stride=2)
-        x = layers.ReLU()(layers.Add()([x, conv_bn(x, width, relu=False)]))
-    return keras().Model(inputs, pooled_logits(x, classes), name="compact")
+        for _ in range(count):
+            x = layers.ReLU()(layers.Add()([x, attend(conv_bn(x, width, relu=False), attention)]))
+    return keras().Model(inputs, pooled_logits(x, classes, dropout), name="compact")

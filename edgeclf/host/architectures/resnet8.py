@@ -8,7 +8,7 @@ from edgeclf.host.architectures.blocks import conv_bn, pooled_logits
 from edgeclf.host.keras import keras
 
 
-def resnet8(shape: tuple[int, int, int], classes: int) -> Any:
+def resnet8(shape: tuple[int, int, int], classes: int, dropout: float = 0.0) -> Any:
     """Three residual stacks of 16, 32 and 64 channels; 78,666 parameters at 32x32x3 and 10 classes."""
     layers = keras().layers
     inputs = layers.Input(shape)
@@ -20,4 +20,4 @@ def resnet8(shape: tuple[int, int, int], classes: int) -> Any:
         y = conv_bn(x, filters, stride, bias=True)
         y = conv_bn(y, filters, relu=False, bias=True)
         x = layers.ReLU()(layers.Add()([shortcut, y]))
-    return keras().Model(inputs, pooled_logits(x, classes), name="resnet8")
+    return keras().Model(inputs, pooled_logits(x, classes, dropout), name="resnet8")
