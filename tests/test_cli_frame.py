@@ -17,20 +17,9 @@ from edgeclf.cli import main
 from edgeclf.core import errors
 
 VERBS = (
-    "quickstart",
-    "train",
-    "export",
-    "report",
-    "compare",
-    "calibrate",
-    "predict",
-    "run",
-    "evaluate",
-    "bench",
-    "inspect",
-    "models",
-    "devices",
-)
+    "quickstart", "train", "tune", "crossval", "import", "export", "report", "probe", "compare", "errors",
+    "predict", "explain", "run", "evaluate", "calibrate", "bench", "inspect", "models", "devices",
+)  # fmt: skip
 EXIT_CODES = {
     "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,
     "QualityError": 7, "StorageError": 8,

@@ -139,6 +139,7 @@ WORKS: dict[str, tuple[tuple[str, ...], Check]] = {
     "devices": (("devices", "--json"), lambda out: "raspberry-pi-4" in {d["name"] for d in json.loads(out)}),
     "predict": (("predict", "tiny-int8.tflite", PICTURE), lambda out: "red square" in out),
     "inspect": (("inspect", "tiny-int8.tflite"), lambda out: "int8" in out and "yellow bars" in out),
+    "shipped model": (("predict", "compact-cifar10", PICTURE, "--json"), lambda out: '"score"' in out),
     "inspect data": (("inspect", "shapes"), lambda out: "yellow bars" in out),
     "evaluate": (("evaluate", "tiny-int8.tflite", "shapes", "--json"), lambda out: json.loads(out)["accuracy"]["top1"] == 1.0),
     "bench": (("bench", "tiny-int8.tflite", "--json"), lambda out: "p50_ms" in out),

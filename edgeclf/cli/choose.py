@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 5  # beside each other, in 80 columns
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 
-Model: TypeAlias = Annotated[str | None, typer.Argument(help="A recipe: a name that 'edgeclf models' lists, or a .toml file.")]
+Model: TypeAlias = Annotated[
+    str | None, typer.Argument(help="A recipe: a name that 'edgeclf models' lists, a .toml file, or path/to/file.py:build.")
+]
 Data: TypeAlias = Annotated[
     str | None, typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.")
 ]
@@ -68,10 +70,10 @@ def tune(
 
     with progress("reading pictures") as report:
         if _resuming(resume, model, data, epochs, keep, settings, weights):
-            tuning = stage.resume(out, report)
+            tuning = stage.resume(out, report, say, progress)
         else:
             options = _options(weights)
-            tuning = stage.start(_recipe(model, settings), str(data), out, epochs, keep or (), options, report)
+            tuning = stage.start(_recipe(model, settings), str(data), out, epochs, keep or (), options, report, say, progress)
     _describe(tuning)
     try:
         with progress("trial") as on_epoch:
@@ -111,10 +113,10 @@ def crossval(
 
     with progress("reading pictures") as report:
         if _resuming(resume, model, data, epochs, settings, weights):
-            plan = stage.resume(out, report)
+            plan = stage.resume(out, report, say, progress)
         else:
             recipe = override(_recipe(model, settings), training__epochs=epochs)
-            plan = stage.start(recipe, str(data), folds, out, _options(weights), report)
+            plan = stage.start(recipe, str(data), folds, out, _options(weights), report, say, progress)
     untouched = len(plan.dataset.parts["test"])
     say(
         f"{plan.folder}: {plan.recipe.name} on {len(plan.dataset.parts['train'])} pictures in {plan.folds} folds"
@@ -143,8 +145,10 @@ def _resuming(resume: bool, model: str | None, data: str | None, *others: object
 
 def _recipe(model: str | None, settings: Sequence[str] | None) -> Recipe:
     from edgeclf.core.recipe import load_recipe, override_by_text
+    from edgeclf.host import custom
 
-    return override_by_text(load_recipe(str(model)), settings or ())
+    known = custom.recipe(str(model)) if custom.is_spec(str(model)) else load_recipe(str(model))
+    return override_by_text(known, settings or ())
 
 
 def _options(weights: Path | None) -> Any:
@@ -192,7 +196,9 @@ def _print_tuned(tuned: Tuned, trials: int) -> None:
     if len(tuned.trials) < trials:
         print(f"{len(tuned.trials)} of {trials} trials were done in this time; the same command goes on")
     print(f"trials, figures: {folder}/trials.csv, {folder}/{SLICES} and others")
-    print(f"next: edgeclf train {shlex.quote(str(folder / BEST))} {shlex.quote(tuned.tuning.settings['data'])}")
+    given = tuned.tuning.settings["options"]["weights"]
+    weights = f" --weights {shlex.quote(given)}" if given else ""
+    print(f"next: edgeclf train {shlex.quote(str(folder / BEST))} {shlex.quote(tuned.tuning.settings['data'])}{weights}")
 
 
 def _shown(value: float | int | str) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from edgeclf.cli.common import console, print_json, progress, say
 from edgeclf.cli.options import Json, Labels, Normalize, pair
+from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,12 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Draw ROC, precision-recall, reliability and confusion there, with curves.json."),
     ] = None,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="Attack the pictures of a run first (PGD), and measure what is left.")
+    ] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Largest change of a pixel, of 255.", show_default="the run's, else 8", min=0, max=128)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy and calibration on held-out pictures: the test split where DATA has one.
@@ -54,8 +61,12 @@ def evaluate(
         from edgeclf.host.curves import need_packages
 
         need_packages()
+    if adversarial and not model.is_dir():
+        raise ConfigError(f"{model}: an attack follows the network's gradient, which a file has not; give the run folder")
+    if epsilon is not None and not adversarial:
+        raise ConfigError("--epsilon is for --adversarial; give both, or neither")
     if model.is_dir():
-        which, runtime, found = _evaluate_run(model, data, limit)
+        which, runtime, found = _evaluate_run(model, data, limit, adversarial, epsilon)
     else:
         which, runtime, found = _evaluate_file(model, data, limit, workers, threads, labels, normalize)
     areas = None
@@ -75,7 +86,9 @@ def evaluate(
             print(f"drawn in {plots}")
 
 
-def _evaluate_run(run: Path, data: str | None, limit: int | None) -> tuple[str, str, Evaluation]:
+def _evaluate_run(
+    run: Path, data: str | None, limit: int | None, adversarial: bool, epsilon: float | None
+) -> tuple[str, str, Evaluation]:
     from edgeclf.host.evaluation import evaluate_run, pictures, plain
     from edgeclf.host.full_model import open_full
     from edgeclf.host.run import open_run
@@ -85,8 +98,14 @@ def _evaluate_run(run: Path, data: str | None, limit: int | None) -> tuple[str, 
     catalogue = pictures(data, opened, run)
     indices, which = held_out(catalogue, opened.card)
     full = open_full(opened)
+    answer = plain(full.infer)
+    if adversarial:
+        from edgeclf.host.adversarial import answering_attacked, described, section_of
+
+        section = section_of(opened.recipe, epsilon)
+        answer, which = answering_attacked(opened.model(), section), f"{which}, {described(section)}"
     with progress(f"evaluating {run}") as report:
-        found = evaluate_run(opened, catalogue, limited(indices, limit), report, plain(full.infer))
+        found = evaluate_run(opened, catalogue, limited(indices, limit), report, answer)
     return which, full.runtime, found
 
 

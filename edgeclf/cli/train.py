@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from edgeclf.host.run import Run
     from edgeclf.host.train import Job
 
-ADVERSARIAL_EPSILON = 8.0  # pixel values of 255, as is usual for pictures of 32 pixels
-
 
 def train(
     model: Annotated[
@@ -75,6 +73,7 @@ def train(
     from edgeclf.core.recipe import load_recipe, override, override_by_text
     from edgeclf.host import custom, logs
     from edgeclf.host import train as stage
+    from edgeclf.host.adversarial import USUAL_EPSILON
     from edgeclf.host.fitting import Options
 
     with progress("reading pictures") as report:
@@ -86,7 +85,7 @@ def train(
                 known, training__epochs=epochs, training__batch_size=batch_size, training__learning_rate=learning_rate,
                 training__seed=seed, image__size=image_size, augmentation__flip=flip, training__precision=precision,
                 training__early_stopping=early_stopping, training__class_balance=class_balance,
-                adversarial__epsilon=ADVERSARIAL_EPSILON if adversarial else None,
+                adversarial__epsilon=USUAL_EPSILON if adversarial else None,
             )  # fmt: skip
             recipe = override_by_text(recipe, settings or ())
             chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}

@@ -6,21 +6,38 @@ Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attack
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from edgeclf.core.image import MEAN, STD
+from edgeclf.core.image import MEAN, STD, Pixels
 from edgeclf.core.progress import Report
-from edgeclf.core.recipe import AdversarialSection
+from edgeclf.core.recipe import AdversarialSection, Recipe
 from edgeclf.core.results import wilson
 from edgeclf.host.augment import normalise
 from edgeclf.host.data import Dataset
 from edgeclf.host.keras import keras, tensorflow
 
+USUAL_EPSILON = 8.0  # pixel values of 255
 LOWEST, HIGHEST = (0 - MEAN) / STD, (255 - MEAN) / STD
 MEASURED_BATCH, MOST_MEASURED = 250, 10_000
+
+
+def section_of(recipe: Recipe, epsilon: float | None = None) -> AdversarialSection:
+    """How to attack a network: as its recipe says, or as is usual; `epsilon` decides the strength where it is given.
+
+    Raises ConfigError for a strength that is out of range.
+    """
+    section = recipe.adversarial
+    return replace(section, epsilon=(section.epsilon or USUAL_EPSILON) if epsilon is None else epsilon)
+
+
+def described(section: AdversarialSection) -> str:
+    """The attack in words."""
+    return f"attacked by PGD, epsilon {section.epsilon:g} of 255, {section.steps} steps of {section.step:g}"
 
 
 def attack(model: Any, pictures: Any, truth: Any, section: AdversarialSection, seed: Any) -> Any:
@@ -76,11 +93,11 @@ def measure_robust(
     indices = dataset.parts[part]
     if len(indices) > MOST_MEASURED:
         indices = np.sort(np.random.RandomState(seed).permutation(indices)[:MOST_MEASURED])
-    right, answer = 0, _answering(model, section)
+    right, answer = 0, answering_attacked(model, section, seed)
     for first in range(0, len(indices), MEASURED_BATCH):
         chosen = indices[first : first + MEASURED_BATCH]
         truth = dataset.catalogue.classes[chosen]
-        right += int(np.sum(answer(dataset.shards.take(chosen), truth, np.array([seed, first], np.int32)) == truth))
+        right += int(np.sum(answer(dataset.shards.take(chosen), truth).argmax(axis=1) == truth))
         if report:
             report(first + len(chosen), len(indices))
     interval = wilson(right, len(indices))
@@ -88,13 +105,20 @@ def measure_robust(
     return {"top1": right / len(indices), "low": interval.low, "high": interval.high, "pictures": len(indices), **attacked}
 
 
-def _answering(model: Any, section: AdversarialSection) -> Callable[..., Any]:
-    tf = tensorflow()
+def answering_attacked(model: Any, section: AdversarialSection, seed: int = 0) -> Callable[[Pixels, Any], Any]:
+    """The model's float32 logits (pictures, classes) for uint8 pictures that are attacked first, given their true classes.
+
+    Each call draws the next random starts of `seed`.
+    """
+    tf, calls = tensorflow(), itertools.count()
     kinds = [tf.TensorSpec(model.input_shape, tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=kinds, autograph=False)  # type: ignore[untyped-decorator]
-    def answer(pictures: Any, truth: Any, seed: Any) -> Any:
-        changed = attack(model, normalise(pictures), truth, section, seed)
-        return tf.argmax(model(changed, training=False), axis=-1)
+    def answer(pictures: Any, truth: Any, drawn: Any) -> Any:
+        changed = attack(model, normalise(pictures), truth, section, drawn)
+        return model(changed, training=False)
 
-    return lambda *given: answer(*map(tf.constant, given)).numpy()
+    def attacked(pictures: Pixels, truth: Any) -> Any:
+        return answer(tf.constant(pictures), tf.cast(truth, tf.int32), tf.constant([seed, next(calls)])).numpy()
+
+    return attacked

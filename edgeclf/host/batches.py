@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclf.core.recipe import Recipe, TrainingSection
-import edgeclf.host.augment as augment_module
-from edgeclf.host.augment import augment, normalise
+from edgeclf.host.augment import augment, mix, normalise
 from edgeclf.host.data import Dataset
 from edgeclf.host.keras import tensorflow
 
@@ -41,7 +40,7 @@ def training_batches(dataset: Dataset, recipe: Recipe, first_epoch: int = 0) -> 
         pictures = normalise(augment(pictures, seed, augmentation))
         if not mixes(recipe):
             return pictures, truth, *given
-        return *augment_module.mix(pictures, tf.one_hot(truth, classes), seed, augmentation), *given
+        return *mix(pictures, tf.one_hot(truth, classes), seed, augmentation), *given
 
     return batches.map(ready, num_parallel_calls=1, deterministic=True).prefetch(4)
 

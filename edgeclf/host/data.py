@@ -282,7 +282,10 @@ def open_dataset(run: Run, progress: Report | None = None) -> Dataset:
 
 
 def _in_order(dataset: Dataset, labels: tuple[str, ...]) -> Dataset:
-    """The same pictures with their classes counted as the model does; it may know more classes than there are pictures of."""
+    """The same pictures with their classes counted as the model does; it may know more classes than there are pictures of.
+
+    Only now that they are split: the order of classes decides which pictures are held out.
+    """
     classes = matching_classes(dataset.labels, labels, str(dataset.catalogue.source)).astype(np.int32)
     return replace(dataset, catalogue=replace(dataset.catalogue, labels=labels, classes=classes[dataset.catalogue.classes]))
 

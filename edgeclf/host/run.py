@@ -77,7 +77,12 @@ class Run:
                 f"import the .keras or .h5 file that it was made from"
             )
         try:
-            with custom.known_layers(self.recipe.model.architecture, self.folder):
+            try:
+                return keras().models.load_model(path, compile=False, safe_mode=True)
+            except (ValueError, TypeError):
+                if not custom.is_spec(self.recipe.model.architecture):
+                    raise
+            with custom.known_layers(self.recipe.model.architecture, self.folder):  # layers that the user's own file defines
                 return keras().models.load_model(path, compile=False, safe_mode=True)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"

@@ -27,7 +27,7 @@ from edgeclf.core.errors import ConfigError, EdgeclfError, StorageError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import objective, weight_files
-from edgeclf.host.architectures.backbones import WANTED
+from edgeclf.host.architectures.backbones import CENTRE, WANTED
 from edgeclf.host.batches import class_weights
 from edgeclf.host.checkpoint import OnEpoch, Row
 from edgeclf.host.data import PIPELINE, Dataset
@@ -87,7 +87,7 @@ def freeze(model: Any, recipe: Recipe) -> None:
     thawed = thaw == "all"
     for layer in model.layers:
         thawed = thawed or layer.name == thaw
-        layer.trainable = thawed and not isinstance(layer, keras().layers.BatchNormalization)
+        layer.trainable = thawed and layer.name != CENTRE and not isinstance(layer, keras().layers.BatchNormalization)
     model.get_layer(LOGITS).trainable = True
 
 

@@ -102,6 +102,8 @@ def _planned(folder: Path, settings: dict[str, Any], progress: Report | None, sa
     optuna()  # or MissingExtra, before the pictures are read
     where = str(folder / settled.SETTINGS)
     recipe, options = config.build(Recipe, settings["recipe"], where), config.build(Options, settings["options"], where)
+    if recipe.transfer.thaw == "none" and (options.weights or recipe.transfer.weights != "none"):
+        raise ConfigError(f"{recipe.name}: transfer.thaw = none leaves nothing that tune searches; --set transfer.thaw=all")
     short, trained = override(recipe, training__epochs=settings["epochs"]), bool(options.weights)
     space(short, recipe.data.val_pictures, settings["keep"], trained)  # a typo in it is told before pictures are read
     catalogue = open_catalogue(settings["data"])

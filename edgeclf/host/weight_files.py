@@ -46,7 +46,7 @@ def load(model: Any, path: Path, wanted: Wanted | None) -> None:
     is. Layers are matched by name or, where the names differ, by their order. Raises ModelError when one does not fit,
     naming it and both shapes, and for a file that is damaged or of another kind.
     """
-    targets = [layer for layer in model.layers if layer.weights and layer.name != HEAD]
+    targets = [layer for layer in model.layers if layer.weights and layer.name not in (HEAD, CENTRE)]
     try:
         with _opened(path, model) as stored:
             values = [_arrays(path, layer, found) for layer, found in _matched(path, targets, stored.layers)]
@@ -186,7 +186,7 @@ def _fold(model: Any, values: list[Arrays], wanted: Wanted) -> None:
     Exact but for zero padding, which `centre` sees to where it matters.
     """
     centre = next((layer for layer in model.layers if layer.name == CENTRE), None)
-    zero = -np.asarray(centre.offset, np.float64) if centre else np.zeros(3)
+    zero = -centre.bias.numpy().astype(np.float64) if centre else np.zeros(3)
     scale, offset = np.asarray(wanted.scale) * STD, np.asarray(wanted.scale) * (STD * zero + MEAN) + np.asarray(wanted.offset)
     kernel = values[0][0].astype(np.float64)
     kernel = kernel[:, :, ::-1] if wanted.bgr else kernel

@@ -184,6 +184,19 @@ def test_robust_accuracy_is_measured_and_kept_in_the_card(data, tmp_path):
     assert accuracy["test_attacked"]["top1"] <= accuracy["test"]["top1"]
 
 
+def test_evaluate_attacks_a_run_when_asked(data, tmp_path, cli_here):
+    """The same figures of attacked pictures; a file has no gradient to follow."""
+    run = _train(data, tmp_path / "run", training__epochs=2)
+    plain, attacked = (
+        json.loads(cli_here("evaluate", run.folder, "--json", *more).stdout)
+        for more in ((), ("--adversarial", "--epsilon", "24"))
+    )
+    assert attacked["accuracy"]["top1"] < plain["accuracy"]["top1"]
+    assert "epsilon 24 of 255" in attacked["pictures"]
+    answer = cli_here("evaluate", run.folder / "model.keras", data, "--adversarial")
+    assert (answer.code, "give the run folder" in answer.stderr) == (2, True)
+
+
 def test_batch_size_zero_is_found_and_written_down(data, tmp_path):
     """The recipe of the run holds the number, so resuming needs no second search."""
     job = stage.start(_recipe(training__batch_size=0), str(data), tmp_path / "run")

@@ -263,7 +263,6 @@ def test_the_first_stage_trains_the_head_alone_and_the_same_every_time(recipe, d
         found = weights.find(recipe, file)
         rows.append(transfer.prepare(model, recipe, dataset, tmp_path, found))
     assert rows[0][-1]["loss"] < 0.8 * rows[0][0]["loss"]
-    assert rows[0][-1]["val_accuracy"] > 0.8
     assert np.array_equal(_values(models[0].get_weights()), _values(models[1].get_weights()))
     assert np.array_equal(_backbone(models[0]), _backbone(loaded))
     answers = models[0](normalise(dataset.pictures("val")), training=False).numpy().argmax(axis=1)

@@ -16,6 +16,7 @@ from edgeclf.core.recipe import load_recipe, override
 from edgeclf.host import search_space, tune, tune_files
 from edgeclf.host.architectures import BUILDERS
 from edgeclf.host.checkpoint import State
+from edgeclf.host.fitting import Listeners
 from edgeclf.host.search_space import Choice, recipe_at, space
 from edgeclf.host.study import DATABASE, Trial, open_study
 
@@ -45,12 +46,12 @@ def started(data, tmp_path):
     return tune.start(_recipe(), str(data), tmp_path / "tuning", epochs=6)
 
 
-def _stand_in(recipe, dataset, folder, options, on_epoch, on_step):
+def _stand_in(recipe, dataset, folder, options, listeners):
     """Training that takes no time: the nearer the rate to 0.02, the better; it leaves a file, as a checkpoint is one."""
     (folder / "checkpoint.npz").write_bytes(b"x")
     final = 0.9 - abs(math.log10(recipe.training.learning_rate / 0.02)) / 10
     for epoch in range(1, recipe.training.epochs + 1):
-        on_epoch({"epoch": epoch, "val_accuracy": final * epoch / recipe.training.epochs}, recipe.training.epochs)
+        listeners.on_epoch({"epoch": epoch, "val_accuracy": final * epoch / recipe.training.epochs}, recipe.training.epochs)
     return None, State()
 
 
@@ -59,7 +60,7 @@ def _training_by(fit):
     """Let `tune` train by a stand-in; no network is built, no figure drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "fit", fit)
-        patch.setattr(tune.architectures, "build", lambda recipe, classes: types.SimpleNamespace(count_params=lambda: 7))
+        patch.setattr(tune.architectures, "build", lambda *arguments: types.SimpleNamespace(count_params=lambda: 7))
         patch.setattr(tune_files, "draw", lambda tuned: None)
         yield lambda fit: patch.setattr(tune, "fit", fit)
 
@@ -95,9 +96,9 @@ def test_every_recipe_lies_inside_its_own_search_space(name):
 
 
 def test_another_optimizer_keeps_the_place_against_its_usual_rate_and_the_decay_of_a_step():
-    """0.1 with SGD is as usual as 0.002 with AdamW; rate times decay is what shrinks a weight in a step."""
+    """0.1 with SGD is as usual as 0.002 with AdamW, and so is a decay of 0.0002 a step as one of 0.0001."""
     found = recipe_at(_recipe(training__learning_rate=0.1, training__weight_decay=0.002), {"optimizer": "adamw"}).training
-    assert (found.optimizer, found.learning_rate, found.weight_decay) == ("adamw", 0.002, pytest.approx(0.1))
+    assert (found.optimizer, found.learning_rate, found.weight_decay) == ("adamw", 0.002, pytest.approx(0.05))
 
 
 def test_width_goes_in_whole_eights_and_only_where_weights_do_not_forbid_it():
@@ -151,7 +152,7 @@ def test_interrupted_tuning_goes_on_to_the_same_trials(started, trains, data, tm
 
     def interrupt(trial, found):
         def cut(*arguments):
-            _stand_in(*arguments[:4], lambda row, epochs: None, None)
+            _stand_in(*arguments[:4], Listeners(lambda row, epochs: None))
             raise KeyboardInterrupt
 
         if trial.number == 3:
@@ -181,10 +182,10 @@ def test_trial_of_a_killed_process_is_done_again(started, trains):
 def test_diverging_trial_has_failed_and_the_search_goes_on(started, trains):
     """Its reason stands in the table, without the folder that is gone."""
 
-    def diverges(recipe, dataset, folder, options, on_epoch, on_step):
+    def diverges(recipe, dataset, folder, options, listeners):
         if recipe.training.learning_rate != 0.05:
             raise EdgeclfError(f"{folder}: the loss stopped being a number in epoch 1; lower --learning-rate")
-        return _stand_in(recipe, dataset, folder, options, on_epoch, on_step)
+        return _stand_in(recipe, dataset, folder, options, listeners)
 
     trains(diverges)
     trials = tune.tune(started, 3).trials

@@ -134,9 +134,16 @@ def _classifier(name: str, builder: str, shape: tuple[int, int, int], classes: i
 
 
 def centred(inputs: Any, zero: Channels) -> Any:
-    """The pictures less the colour `zero`; grey ones less its mean."""
-    offset = [-z for z in zero] if inputs.shape[-1] == len(zero) else -sum(zero) / len(zero)
-    return keras().layers.Rescaling(1.0, offset, name=CENTRE)(inputs)
+    """The pictures less the colour `zero`; grey ones less its mean.
+
+    A depthwise convolution that is never trained, since quantisation-aware training knows no layer that only adds.
+    """
+    offset = [-z for z in zero] if inputs.shape[-1] == len(zero) else [-sum(zero) / len(zero)] * inputs.shape[-1]
+    constant = keras().initializers.Constant(offset)
+    centre = keras().layers.DepthwiseConv2D(
+        1, depthwise_initializer="ones", bias_initializer=constant, trainable=False, name=CENTRE
+    )
+    return centre(inputs)
 
 
 def _without_preprocessing(layer: Any) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ def conv_bn(x: Any, filters: int, stride: int = 1, size: int = 3, relu: bool = T
 
 
 def pooled_logits(x: Any, classes: int, dropout: float = 0.0) -> Any:
-    """Global average pooling, the layer `features`, dropout where there is any, and a dense layer without activation, `logits`."""
+    """Global average pooling (the layer `features`), dropout where there is any, and the dense layer `logits`, not activated."""
     layers = keras().layers
     x = layers.GlobalAveragePooling2D(name="features")(x)
     return layers.Dense(classes, name="logits")(layers.Dropout(dropout)(x) if dropout else x)
