@@ -83,7 +83,7 @@ def test_the_wheel_carries_recipes_devices_and_the_report_template(wheel: Path) 
         files = {f"edgeclf/{kind}/{p.name}" for p in (REPOSITORY / kind).iterdir()}
         assert files
         assert files <= names
-    assert {"edgeclf/py.typed", "edgeclf/host/report.html.j2"} <= names
+    assert {"edgeclf/py.typed", "edgeclf/host/report.html.j2", "edgeclf/host/gallery.html.j2"} <= names
     assert all(name.startswith(("edgeclf/", "edgeclf-")) for name in names)
 
 

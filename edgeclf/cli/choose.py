@@ -164,8 +164,9 @@ def _again(verb: str, folder: Path) -> str:
 def _describe(tuning: Tuning) -> None:
     parts = tuning.dataset.parts
     say(
-        f"{tuning.folder}: {tuning.recipe.name}, {tuning.recipe.training.epochs} epochs a trial; {len(parts['train'])} pictures "
-        f"to train on, {len(parts['val'])} to judge by; searching {', '.join(d.name for d in tuning.dimensions)}"
+        f"{tuning.folder}: {tuning.recipe.name}, {_epochs(tuning.recipe.training.epochs)} a trial, the first as the recipe is; "
+        f"{len(parts['train'])} pictures to train on, {len(parts['val'])} to judge by; "
+        f"searching {', '.join(d.name for d in tuning.dimensions)}"
     )
 
 
@@ -176,7 +177,7 @@ def _trial_line(trial: Trial, found: Sequence[Trial], trials: int) -> None:
     so_far = f"  best {best.accuracy:.2%} (trial {best.number})" if best and best.accuracy is not None else ""
     what = {"done": "val", "pruned": "given up at val", "failed": f"failed: {trial.reason}"}[trial.state]
     reached = f" {trial.accuracy:.2%}" if trial.accuracy is not None else ""
-    after = "" if trial.state == "done" else f" after {trial.epochs} epochs"
+    after = "" if trial.state == "done" else f" after {_epochs(trial.epochs)}"
     say(f"trial {trial.number}/{trials}  {what}{reached}{after}  {trial.seconds:.1f} s{so_far}")
 
 
@@ -185,7 +186,7 @@ def _print_tuned(tuned: Tuned, trials: int) -> None:
     from edgeclf.host.tune_files import BEST, SLICES, improvement
 
     ranked = sorted(tuned.trials, key=lambda t: (t.state != "done", -(t.accuracy or 0.0), t.number))[:SHOWN_TRIALS]
-    table = _table("the best trials; the first is the recipe as it was", "trial", *(str(t.number) for t in ranked))
+    table = _table("the best trials", "trial", *(str(t.number) for t in ranked))
     table.add_row("validation, %", *(f"{t.accuracy * 100:.2f}" if t.accuracy is not None else t.state for t in ranked))
     table.add_row("parameters", *(f"{t.parameters:,}" for t in ranked))
     for dimension in tuned.tuning.dimensions:
@@ -206,7 +207,11 @@ def _shown(value: float | int | str) -> str:
 
 
 def _fold_line(fold: Fold, folds: int) -> None:
-    say(f"fold {fold.number}/{folds}  {fold.top1:.2%} of {fold.pictures} pictures  {fold.epochs} epochs  {fold.seconds:.1f} s")
+    say(f"fold {fold.number}/{folds}  {fold.top1:.2%} of {fold.pictures} pictures  {_epochs(fold.epochs)}  {fold.seconds:.1f} s")
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 
 def _print_crossval(found: CrossValidation) -> None:

@@ -97,7 +97,8 @@ def preview(
     with progress("reading pictures") as report:
         dataset = make_dataset(open_catalogue(data), recipe, split, report)
     stage.draw(stage.preview(dataset, recipe, pictures, versions, seed), recipe.image.colour, out)
-    changes = ", ".join(f"{key} {value}" for key, value in vars(recipe.augmentation).items() if value)
+    policies = {key: value for key, value in vars(recipe.augmentation).items() if value and key != "magnitude"}
+    changes = ", ".join(key if value is True else f"{key} {value:g}" for key, value in policies.items()) or "nothing is changed"
     print(f"{out}: {min(pictures, len(dataset.parts['train']))} training pictures, {versions} versions of each; {changes}")
 
 

@@ -42,7 +42,8 @@ def training_batches(dataset: Dataset, recipe: Recipe, first_epoch: int = 0) -> 
             return pictures, truth, *given
         return *mix(pictures, tf.one_hot(truth, classes), seed, augmentation), *given
 
-    return batches.map(ready, num_parallel_calls=1, deterministic=True).prefetch(4)
+    plain = tf.autograph.experimental.do_not_convert(ready)  # nothing in it branches on tensors
+    return batches.map(plain, num_parallel_calls=1, deterministic=True).prefetch(4)
 
 
 def mixes(recipe: Recipe) -> bool:

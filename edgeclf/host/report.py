@@ -159,7 +159,7 @@ def _enter(run: Run, path: Path, threads: int | None) -> Entrant:
         raise ModelError("its labels are not those of this run; export it again")
     if bundle.card.provenance.get("created") != run.card.provenance.get("created"):
         raise ModelError("it comes from another training than this run's; export it again")
-    if bundle.card.provenance.get("fingerprint") != run.card.provenance.get("fingerprint"):
+    if run.imported and bundle.card.provenance.get("fingerprint") != run.card.provenance.get("fingerprint"):
         raise ModelError("it was calibrated and measured on other data than the run has now; export it again")
     engine = open_engine(bundle, threads)
     found = engine.infer(np.zeros((1, *run.card.image.shape), np.uint8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,8 +72,8 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         files.write_json(folder / SETTINGS, settings)
 
 
-def settled(verb: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
-    """The folder of that verb and its settings: the given one, or the newest under `runs/`. Raises ConfigError."""
+def settled(verb: str, folder: Path | None, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The folder of that verb, the given one or the newest under `runs/`, and its settings of these keys. Raises ConfigError."""
     if folder is None:
         found = [p for p in RUNS.glob(f"*/{SETTINGS}") if _read(p.parent).get("verb") == verb]
         if not found:
@@ -82,7 +82,10 @@ def settled(verb: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
     settings = _read(folder)
     if settings.get("verb") != verb:
         raise ConfigError(f"{folder}: holds no {verb}; give MODEL and DATA to start one")
-    return folder, settings
+    missing = [key for key in keys if key not in settings]
+    if missing:
+        raise ConfigError(f"{folder / SETTINGS}: lacks {', '.join(missing)}; remove the folder and start again")
+    return folder, {key: settings[key] for key in keys}
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -166,12 +166,14 @@ def _sweep(folder: Path) -> None:
 
 
 def train_head(model: Any, features: Features, recipe: Recipe, dataset: Dataset, began: float | None = None) -> Iterator[Row]:
-    """Train what stands behind `features`, in place, with Adam and half a cosine; a row after each epoch.
+    """Train what stands behind `features`, from zero, in place, with Adam and half a cosine; a row after each epoch.
 
     The loss, label smoothing and class weights are the recipe's; sampling by class counts as weights here. The recipe's
     seed decides all. Raises EdgeclfError when the loss is no number.
     """
     keras().utils.set_random_seed(recipe.training.seed)
+    logits = model.get_layer(LOGITS)
+    logits.set_weights([np.zeros_like(v) for v in logits.get_weights()])  # one layer needs no random start
     tail = keras().Model(model.get_layer(FEATURES).output, model.output)
     truth = np.concatenate([*[dataset.classes_of("train")] * views(recipe), dataset.classes_of("val")])
     balance = class_weights(dataset) if recipe.training.class_balance != "none" else np.ones(len(dataset.labels), np.float32)

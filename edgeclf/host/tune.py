@@ -94,8 +94,8 @@ def resume(
     folder: Path | None = None, progress: Report | None = None, say: settled.Say = lambda message: None, bar: Bar = no_bar
 ) -> Tuning:
     """The tuning in `folder`, or the newest under `runs/`. Raises ConfigError; DataError when its pictures have changed."""
-    folder, settings = settled.settled(VERB, folder)
-    return _planned(folder, {key: settings.get(key) for key in _SETTINGS}, progress, say, bar)
+    folder, settings = settled.settled(VERB, folder, _SETTINGS)
+    return _planned(folder, settings, progress, say, bar)
 
 
 def _planned(folder: Path, settings: dict[str, Any], progress: Report | None, say: settled.Say, bar: Bar) -> Tuning:

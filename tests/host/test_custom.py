@@ -76,7 +76,8 @@ def test_nested_models_come_out_flat(mine):
     [
         ("softmax", "ends in softmax; leave it out"), ("small", r"from \(4, 4, 3\) to \(2,\); asked for \(12, 12, 3\)"),
         ("three", "keras.*import tf_keras as keras"), ("nothing", "returned a builtins.NoneType"),
-        ("broken", "ZeroDivisionError in line 38"), ("number", "has no function 'number'"), ("absent", "has no function 'absent'"),
+        ("broken", "ZeroDivisionError in line 33"), ("number", "has no function 'number'"),
+        ("absent", "has no function 'absent'"),
     ],
 )  # fmt: skip
 def test_what_a_builder_must_not_do_is_one_line_with_the_remedy(mine, function, reason):

@@ -193,12 +193,21 @@ def test_resnet8_is_the_mlperf_tiny_reference():
     assert architectures.build(load_recipe("resnet8"), 10).count_params() == 78_666
 
 
-def test_compact_stays_under_200_000_parameters_and_fuses_to_int8_kernels():
+def test_compact_stays_under_250_000_parameters_and_fuses_to_int8_kernels():
     """Only layers that have int8 kernels and fuse."""
     model = architectures.build(load_recipe("compact"), 10)
     kinds = {type(layer).__name__ for layer in model.layers}
-    assert model.count_params() < 200_000
-    assert kinds == {"InputLayer", "Conv2D", "BatchNormalization", "ReLU", "Add", "GlobalAveragePooling2D", "Dense"}
+    assert model.count_params() < 250_000
+    assert kinds == {
+        "InputLayer",
+        "Conv2D",
+        "BatchNormalization",
+        "ReLU",
+        "Add",
+        "MaxPooling2D",
+        "GlobalAveragePooling2D",
+        "Dense",
+    }
 
 
 def test_unknown_architecture_names_the_nearest():
@@ -272,7 +281,9 @@ def test_weight_decay_spares_biases_and_batch_normalisation(optimizer):
 
 def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
     """Linear up, cosine down."""
-    section = override(load_recipe("compact"), training__epochs=10, training__learning_rate=0.5).training
+    section = override(
+        load_recipe("compact"), training__epochs=10, training__learning_rate=0.5, training__warmup_epochs=2
+    ).training
     rate = objective.schedule(section, steps=10)
     values = [float(rate(step)) for step in range(101)]
     assert values[0] == pytest.approx(0.5 / 20)

@@ -233,6 +233,9 @@ def test_a_folder_keeps_to_what_it_was_started_with(started, trains, data, tmp_p
     tune.tune(started, 1)
     with pytest.raises(ConfigError, match=r"another epochs, keep"):
         tune.start(_recipe(), str(data), started.folder, epochs=5, keep=["width"])
+    (started.folder / "settings.json").write_text('{"verb": "tune"}')
+    with pytest.raises(ConfigError, match=r"settings\.json: lacks recipe"):
+        tune.resume(started.folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ConfigError, match="holds other files"):
