@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -25,3 +26,8 @@ def nearest(word: str, known: Sequence[str], most: int = 12) -> str:
     hint = f"; did you mean {printable(close[0])!r}?" if close else ""
     more = f" and {len(known) - most} more" if len(known) > most else ""
     return f"{hint} (known: {', '.join(printable(name) for name in known[:most])}{more})"
+
+
+def redacted(text: str) -> str:
+    """`text` without the user and password of any address in it; for messages and for what is stored."""
+    return re.sub(r"://\S*@", "://", text)

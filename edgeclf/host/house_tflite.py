@@ -6,6 +6,7 @@ The same as house.py, on a flatbuffer, where there is no Keras network: operator
 from __future__ import annotations
 
 import copy
+import struct
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ def house_tflite(model: bytes, normalize: Normalize, classes: int, where: str) -
     """
     structure = read_model(model, where)
     check_float32(structure, where)
+    try:
+        return _operated(model, affine(normalize, structure.input.shape[-1]), classes, where)
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError, struct.error) as error:  # unchecked reading
+        raise ModelError(f"{where}: its structure is damaged ({' '.join(str(error).split())[:100]}); copy it again") from error
+
+
+def _operated(model: bytes, found: Affine, classes: int, where: str) -> tuple[bytes, list[str]]:
     from ai_edge_litert import schema_py_generated as schema
 
     tree = schema.ModelT.InitFromPackedBuf(model)
@@ -37,7 +45,7 @@ def house_tflite(model: bytes, normalize: Normalize, classes: int, where: str) -
     tree.metadata, tree.metadataBuffer, tree.signatureDefs = [], [], []
     surgery = _Surgery(tree, schema, where)
     surgery.name_apart()
-    surgery.begin(affine(normalize, structure.input.shape[-1]))
+    surgery.begin(found)
     notes = surgery.finish(classes)
     return packed(tree, schema), notes
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from edgeclf.core import config, files
 from edgeclf.core.errors import ConfigError, MissingExtra, StorageError
 from edgeclf.core.recipe import Recipe
+from edgeclf.core.text import redacted
 from edgeclf.host.checkpoint import OnEpoch, Row
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.quiet import hushed
@@ -39,11 +39,6 @@ def several(*watchers: OnEpoch) -> OnEpoch:
             watcher(row, epochs)
 
     return all_of_them
-
-
-def redacted(text: str) -> str:
-    """`text` without the user and password of any address in it; for messages and for what is stored."""
-    return re.sub(r"://\S*@", "://", text)
 
 
 class Log(Protocol):
@@ -341,4 +336,4 @@ def _free_name(folder: Path, name: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return redacted(" ".join(str(error).split()))[:300] or type(error).__name__
+    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -424,3 +424,18 @@ def test_an_exported_float32_file_can_be_imported_again(fixtures_folder, tmp_pat
     pictures = np.random.RandomState(0).randint(0, 256, (4, *run.card.image.shape)).astype(np.uint8)
     assert run.card.labels == read_bundle(path).card.labels
     assert np.abs(open_full(run).infer(pictures) - open_engine(read_bundle(path)).infer(pictures)).max() < 1e-4
+
+
+def test_a_damaged_flatbuffer_is_refused_and_never_a_traceback(fixtures_folder):
+    """The generated reader checks nothing: whatever it stumbles over is a broken file."""
+    whole, random = (fixtures_folder / "foreign-float32.tflite").read_bytes(), np.random.RandomState(0)
+    refused = 0
+    for _ in range(150):
+        broken = bytearray(whole)
+        for place in random.randint(0, 3000, 4):
+            broken[place] = random.choice([0, 127, 255])
+        try:
+            house_tflite(bytes(broken), HALF, 4, "x.tflite")
+        except ModelError:
+            refused += 1
+    assert 0 < refused < 150

@@ -13,6 +13,7 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, MissingExtra, StorageError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
+from edgeclf.core.text import redacted
 from edgeclf.host import logs
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.run import Run
@@ -79,7 +80,7 @@ def test_several_watchers_are_called_in_order():
 )
 def test_no_password_is_shown(text, shown):
     """Whatever stands between :// and the last @."""
-    assert logs.redacted(text) == shown
+    assert redacted(text) == shown
 
 
 def test_tensorboard_gets_every_epoch_and_the_recipe_as_it_shows_them(run_folder, tmp_path):
