@@ -56,7 +56,7 @@ def train(
     strategy: Annotated[str, typer.Option(help="none, mirrored (all GPUs here), or multi-worker (hosts in TF_CONFIG).")] = "none",
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.", show_default=False)] = None,
     mlflow: Annotated[
-        str | None, typer.Option(metavar="URI", help="MLflow tracking server or folder.", show_default=False)
+        str | None, typer.Option(metavar="URI", help="MLflow tracking server, or sqlite:///FILE.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -71,7 +71,7 @@ def train(
         raise ConfigError("give MODEL and DATA, as in: edgeclf train compact photos/ (or --resume)")
     from edgeclf.core import config
     from edgeclf.core.recipe import load_recipe, override, override_by_text
-    from edgeclf.host import custom, logs
+    from edgeclf.host import custom, distribute, logs
     from edgeclf.host import train as stage
     from edgeclf.host.adversarial import USUAL_EPSILON
     from edgeclf.host.fitting import Options
@@ -80,7 +80,10 @@ def train(
         if resume:
             job = stage.resume(out, report)
         else:
-            known = custom.recipe(str(model)) if custom.is_spec(str(model)) else load_recipe(str(model))
+            own = custom.is_spec(str(model))
+            if own:
+                say(f"running {custom.source(str(model))}")
+            known = custom.recipe(str(model)) if own else load_recipe(str(model))
             recipe = override(
                 known, training__epochs=epochs, training__batch_size=batch_size, training__learning_rate=learning_rate,
                 training__seed=seed, image__size=image_size, augmentation__flip=flip, training__precision=precision,
@@ -91,6 +94,8 @@ def train(
             chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}
             job = stage.start(recipe, str(data), out, report, config.build(Options, chosen, "options"), say, progress)
     describe(job)
+    if not distribute.worker(job.options.strategy).is_chief:
+        tensorboard = mlflow = None  # one log of a training is enough
     with logs.following(job.folder, job.recipe, tensorboard, mlflow, say) as following:
         run = fit(job, *following)
         for log in following:

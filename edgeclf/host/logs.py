@@ -156,12 +156,16 @@ class TensorBoardLog:
         self.state.keep(int(row["epoch"]))
 
     def finish(self, run: Run) -> None:
+        for row in _history(run.folder)[-1:]:
+            self(row, int(row["epoch"]))
         for name, value in _final(run).items():
             self._write(name, value, self.state.entry.get("logged", 0), "scalars", 1)
-        self.writer.close()
+        with _storing(self.state.entry["folder"]):
+            self.writer.close()
 
     def stop(self, interrupted: bool) -> None:
-        self.writer.close()
+        with contextlib.suppress(tensorflow().errors.OpError):  # what ended the training is told already
+            self.writer.close()
 
     def _write(self, name: str, value: Any, step: int, plugin: str, data_class: int) -> None:
         """As `tf.summary.scalar` and `.text` write, which need the package tensorboard; 1 is a scalar, 2 a tensor."""
@@ -199,11 +203,10 @@ class MlflowLog:
             self.state.keep(int(row["epoch"]))
 
     def finish(self, run: Run) -> None:
-        history = _history(run.folder)
+        for row in _history(run.folder)[-1:]:
+            self(row, int(row["epoch"]))
         with self._forgiving("the log stays incomplete"):
-            for missing in self.state.missing(history[-1]) if history else ():
-                self._send(_metrics(missing), int(missing["epoch"]))
-            self._send(_final(run), len(history))
+            self._send(_final(run), self.state.entry.get("logged", 0))
             self.client.set_tag(self.run_id, "fingerprint", str(run.card.provenance.get("fingerprint", "")))
         with self._forgiving("the run's files were not sent"):
             for name in ARTIFACTS:

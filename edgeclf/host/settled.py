@@ -24,9 +24,9 @@ Say: TypeAlias = Callable[[str], None]
 
 def default_folder(verb: str, recipe: Recipe, data: str) -> Path:
     """`runs/RECIPE-DATA-VERB`."""
-    from edgeclf.host.train import _data_name
+    from edgeclf.host.train import data_name
 
-    return RUNS / f"{recipe.name}-{_data_name(data)}-{verb}"
+    return RUNS / f"{recipe.name}-{data_name(data)}-{verb}"
 
 
 def place_of(data: str) -> str:

@@ -18,6 +18,7 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override, read_recipe
+from edgeclf.core.text import redacted
 from edgeclf.host import adversarial, architectures, batch_search, custom, distribute, precision, weights
 from edgeclf.host.builtin import LOADERS
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
@@ -75,11 +76,11 @@ def start(
         "versions": _versions(),
         "options": asdict(options),
         "weights": found.provenance() if found else {},
-        "command": shlex.join(["edgeclf", *sys.argv[1:]]),
+        "command": redacted(shlex.join(["edgeclf", *sys.argv[1:]])),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     recipe = _settled(recipe, dataset)
-    folder = folder or _new_folder(f"{recipe.name}-{_data_name(data)}")
+    folder = folder or _new_folder(f"{recipe.name}-{data_name(data)}")
     with files.locked(folder):
         _check_free(folder)  # another may have started there while this one read pictures
         recipe = custom.keep(recipe, folder)
@@ -205,7 +206,8 @@ def _new_folder(name: str) -> Path:
         return folder
 
 
-def _data_name(data: str) -> str:
+def data_name(data: str) -> str:
+    """What a run on that data is called after it: the file's or folder's name without what a path cannot hold."""
     stem = Path(data).resolve().name if not data.isidentifier() else data
     for suffix in (".zip", ".tar", ".npz"):
         stem = stem.removesuffix(suffix)

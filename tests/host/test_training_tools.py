@@ -349,3 +349,11 @@ def test_options_are_kept_for_resuming(data, tmp_path):
     options = Options(deterministic=False, weights="")
     job = stage.start(_recipe(), str(data), tmp_path / "run", options=options)
     assert stage.resume(tmp_path / "run").options == job.options == options
+
+
+def test_a_password_on_the_command_line_is_not_kept(data, tmp_path, monkeypatch):
+    """The command goes into started.json and the card; secrets in addresses do not."""
+    monkeypatch.setattr(sys, "argv", ["edgeclf", "train", "--mlflow", "https://ann:secret@tracking.test/"])
+    stage.start(_recipe(), str(data), tmp_path / "run")
+    assert "secret" not in (tmp_path / "run" / "started.json").read_text()
+    assert "tracking.test" in (tmp_path / "run" / "started.json").read_text()
