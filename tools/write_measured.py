@@ -20,6 +20,7 @@ HEAD = "measured", "found", "results, tool"
 TOOLS = {
     "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py", "training": "bench_training.py",
     "ingest": "bench_ingest.py", "calibration": "bench_calibration.py", "instructions": "count_instructions.py",
+    "pipeline": "bench_pipeline.py",
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"training speed of `{training['recipe']}` against a bare `fit` of the same network",
             f"{training['speed_against_bare_fit']} times as fast; {training['pictures_per_second']:,} pictures a second",
         ),
+        *(("pipeline", *_pipeline(one)) for one in found["pipeline"].values()),
         ("ingest", "peak memory of reading pictures into the cache", _memory(found["ingest"])),
         ("calibration", _calibrated(found["calibration"]["export"]), _memory(found["calibration"]["export"])),
         ("calibration", "the same with every picture", _memory(found["calibration"]["every"])),
@@ -65,6 +67,15 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _frame(one: dict[str, Any]) -> tuple[str, str]:
     what = f"640×480 frame → label by `{one['file']}`, {one['threads']} thread, against the bare `invoke`"
     return what, f"{one['frame_ms']} ms against {one['invoke_ms']} ms"
+
+
+def _pipeline(one: dict[str, Any]) -> tuple[str, str]:
+    what = f"what a training step of `{one['recipe']}` waits for pictures, {one['data']} at {one['image_size']} px"
+    flip_and_shift = one["policies"]["flip and shift"]
+    return what, (
+        f"{one['idle_share']:.1%} of {one['step_ms']} ms; flip and shift take {flip_and_shift['cpu_ms']} ms of CPU, "
+        f"{flip_and_shift['share_of_step']:.1%} of a step's"
+    )
 
 
 def _calibrated(result: dict[str, Any]) -> str:

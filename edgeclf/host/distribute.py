@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -48,8 +49,12 @@ def worker(strategy: str) -> Worker:
     return Worker(index, chiefs + workers)
 
 
+@functools.cache
 def strategy_of(name: str) -> Any:
-    """The `tf.distribute.Strategy` of that name. Multi-worker must come before TensorFlow has run anything."""
+    """The `tf.distribute.Strategy` of that name, one in a process; None for "none".
+
+    Multi-worker must be asked for before TensorFlow has run anything.
+    """
     tf = tensorflow()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_devices())

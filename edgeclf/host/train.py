@@ -61,6 +61,7 @@ def start(
     folder = _worker_folder(folder, options)
     if folder:
         _check_free(folder)
+    distribute.strategy_of(options.strategy)
     catalogue, section = open_catalogue(data), recipe.data
     architectures.build(recipe, len(catalogue.labels))  # refuses options and sizes before an hour of reading pictures
     found = weights.find(recipe, options.weights, say, bar)
@@ -128,8 +129,10 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
     if not (folder / STARTED).exists():
         raise ConfigError(f"{folder}: holds no interrupted run")
     provenance, recipe = _provenance(folder / STARTED), read_recipe(folder / RECIPE)
+    options = config.build(Options, provenance.get("options", {}), str(folder / STARTED))
+    distribute.strategy_of(options.strategy)
     dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
-    return Job(folder, recipe, dataset, provenance, config.build(Options, provenance.get("options", {}), str(folder / STARTED)))
+    return Job(folder, recipe, dataset, provenance, options)
 
 
 def _provenance(path: Path) -> dict[str, Any]:
