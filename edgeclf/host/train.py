@@ -19,7 +19,7 @@ from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override, read_recipe
 from edgeclf.core.text import redacted
-from edgeclf.host import adversarial, architectures, batch_search, custom, distribute, precision, weights
+from edgeclf.host import adversarial, architectures, batch_search, custom, distribute, precision, transfer, weights
 from edgeclf.host.builtin import LOADERS
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
 from edgeclf.host.data import Dataset, make_dataset, open_catalogue, reopen
@@ -63,8 +63,10 @@ def start(
         _check_free(folder)
     distribute.strategy_of(options.strategy)
     catalogue, section = open_catalogue(data), recipe.data
-    architectures.build(recipe, len(catalogue.labels))  # refuses options and sizes before an hour of reading pictures
+    network = architectures.build(recipe, len(catalogue.labels))  # what does not fit is refused before pictures are read
     found = weights.find(recipe, options.weights, say, bar)
+    if found:
+        transfer.load(network, recipe, found)
     options = replace(options, weights=str(found.path.resolve()) if found else "")
     split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
     dataset = make_dataset(catalogue, recipe, split, progress)

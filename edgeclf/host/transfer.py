@@ -60,8 +60,7 @@ def prepare(
     include the features. The same every time, so a training that was killed before its first checkpoint calls it again.
     Raises ConfigError for an unknown layer in `thaw`, ModelError for weights that do not fit.
     """
-    freeze(model, recipe)
-    weight_files.load(model, weights.path, WANTED.get(recipe.model.architecture))
+    load(model, recipe, weights)
     if not recipe.transfer.frozen_epochs:
         return []
     began = time.monotonic()
@@ -73,6 +72,12 @@ def prepare(
             on_epoch(row, recipe.transfer.frozen_epochs)
     files.write_text(folder / FROZEN, _csv(rows))
     return rows
+
+
+def load(model: Any, recipe: Recipe, weights: WeightsFile) -> None:
+    """Give a freshly built model the weights, and freeze what the recipe does not thaw. Raises as `prepare` does."""
+    freeze(model, recipe)
+    weight_files.load(model, weights.path, WANTED.get(recipe.model.architecture))
 
 
 def freeze(model: Any, recipe: Recipe) -> None:
