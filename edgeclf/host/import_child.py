@@ -6,7 +6,6 @@ made it), and `answer.json`: {"made_with", "notes", "raw", "difference", "shape"
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -22,10 +21,11 @@ def main() -> int:
     from edgeclf.core.errors import EdgeclfError
     from edgeclf.core.files import write_json
     from edgeclf.host.keras import tensorflow
+    from edgeclf.runtime.probe_child import limit
 
     out = Path(request["out"])
     tensorflow()
-    _limit(request["memory"], request["seconds"])
+    limit(request["memory"], request["seconds"])
     try:
         write_json(out / ANSWER, _import(request, out))
     except MemoryError:
@@ -41,17 +41,6 @@ def main() -> int:
         write_json(out / ANSWER, {"error": f"cannot be read as a Keras model: {reason[:300]}"})
         return 1
     return 0
-
-
-def _limit(memory: int, seconds: int) -> None:
-    """Allow that many bytes more than are mapped now, that many seconds of CPU, and no core dump, where the system can."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
 
 
 def _import(request: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -83,8 +83,10 @@ def load(model: Any, recipe: Recipe, weights: WeightsFile) -> None:
 def freeze(model: Any, recipe: Recipe) -> None:
     """Set what fine-tuning may change: all, nothing but the head, or all from the named layer on; never batch normalisation.
 
-    To be called before `compile`. Raises ConfigError for the name of no layer.
+    To be called before `compile`. Raises ConfigError for the name of no layer, and where nothing would be trained at all.
     """
+    if recipe.transfer.thaw == "none" and not recipe.transfer.frozen_epochs:
+        raise ConfigError("transfer.thaw = 'none' with transfer.frozen_epochs = 0: nothing would be trained; change one")
     thaw, names = recipe.transfer.thaw, [layer.name for layer in model.layers if layer.weights]
     if thaw not in ("all", "none", *names):
         close = difflib.get_close_matches(thaw, names, n=1, cutoff=0.0)

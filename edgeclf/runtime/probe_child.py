@@ -19,7 +19,7 @@ def main() -> int:
     sys.path[:0] = [place for place in request["path"] if place]
     model = sys.stdin.buffer.read()
     runtime = importlib.import_module(request["module"])
-    _limit(request["memory"], int(request["seconds"]))
+    limit(request["memory"], int(request["seconds"]))
     try:
         if request["module"] == "onnxruntime":
             _run_onnx(runtime, model)
@@ -34,7 +34,7 @@ def main() -> int:
     return 0
 
 
-def _limit(memory: int, seconds: int) -> None:
+def limit(memory: int, seconds: int) -> None:
     """Allow that many bytes more than are mapped now, that many seconds of CPU, and no core dump, where the system can."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
