@@ -286,3 +286,9 @@ def test_an_unknown_layer_to_thaw_is_refused_with_the_nearest(recipe):
     """A slip of the finger is told before any feature is computed."""
     with pytest.raises(ConfigError, match=r"thaw = 'conv_pw12': no such layer; did you mean 'conv_pw_12'\?"):
         transfer.freeze(_build(recipe), override(recipe, transfer__thaw="conv_pw12"))
+
+
+def test_a_recipe_that_would_train_nothing_is_refused(recipe):
+    """No first stage, and nothing that thaws."""
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        transfer.freeze(_build(recipe), override(recipe, transfer__thaw="none", transfer__frozen_epochs=0))
