@@ -20,7 +20,7 @@ HEAD = "measured", "found", "results, tool"
 TOOLS = {
     "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py", "training": "bench_training.py",
     "ingest": "bench_ingest.py", "calibration": "bench_calibration.py", "instructions": "count_instructions.py",
-    "pipeline": "bench_pipeline.py",
+    "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py",
 }  # fmt: skip
 
 
@@ -55,6 +55,12 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             "training",
             f"training speed of `{training['recipe']}` against a bare `fit` of the same network",
             f"{training['speed_against_bare_fit']} times as fast; {training['pictures_per_second']:,} pictures a second",
+        ),
+        (
+            "frozen",
+            f"an epoch of the head of `{found['frozen']['recipe']}` on features computed once, {found['frozen']['data']}",
+            f"{found['frozen']['seconds_kept']} s; with features computed again {found['frozen']['seconds_recomputing']} s: "
+            f"{found['frozen']['speed_against_recomputing']} times as fast",
         ),
         *(("pipeline", *_pipeline(one)) for one in found["pipeline"].values()),
         ("ingest", "peak memory of reading pictures into the cache", _memory(found["ingest"])),
