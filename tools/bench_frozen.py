@@ -1,8 +1,9 @@
 """An epoch of training a head on features kept from a frozen network, against one that computes them again, in one run.
 
 Both train the same head on the same pictures in batches of the recipe's size. Recomputing pays for one pass of the network
-over the training pictures; the kept features are read from their file, and with the mirrored view they are twice as many.
-Rounds alternate, so a noisy machine disturbs both.
+over the pictures; the kept features are read from their file, and with the mirrored view they are twice as many. What
+happens once in a stage (computing the features that are kept, TensorFlow's compiling) is in neither. Rounds alternate, so
+a noisy machine disturbs both.
 
     python tools/bench_frozen.py mobilenet-v1-0.25 ../shared/data/cats-dogs.zip \\
         --weights ../shared/data/mobilenet_2_5_224_tf_no_top.h5 --out tools/results/frozen.json
@@ -28,6 +29,8 @@ from edgeclf.host.full_model import answering
 from edgeclf.host.keras import keras
 from edgeclf.runtime.latency import this_machine
 
+EPOCHS = 6
+
 
 def timed(work) -> float:
     began = time.perf_counter()
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    recipe = override(load_recipe(options.recipe), transfer__frozen_epochs=1)
+    recipe = override(load_recipe(options.recipe), transfer__frozen_epochs=EPOCHS)
     once = override(recipe, augmentation__flip=False)
     dataset = make_dataset(scan(options.data), recipe, {"seed": 1, "val": 0.1, "val_pictures": 2000, "test": 0.15})
     file = weights.find(recipe, options.weights)
@@ -53,17 +56,16 @@ def main() -> None:
     kept = transfer.frozen_features(model, recipe, dataset, file.sha256)
     indices = np.concatenate([dataset.parts["train"], dataset.parts["val"]])
 
-    def on_kept() -> None:
-        list(transfer.train_head(model, kept, recipe, dataset))
+    def head_epoch(features, chosen) -> float:
+        rows = list(transfer.train_head(model, features, chosen, dataset))
+        return statistics.median(row["seconds"] for row in rows[1:])  # TensorFlow compiles in the first, once a stage
 
-    def computed_again() -> None:
+    def network() -> np.ndarray:
         size = transfer.PICTURES_AT_ONCE
-        batches = (indices[i : i + size] for i in range(0, len(indices), size))
-        features = np.concatenate([frozen(dataset.shards.take(batch)) for batch in batches])
-        list(transfer.train_head(model, features, once, dataset))
+        return np.concatenate([frozen(dataset.shards.take(indices[i : i + size])) for i in range(0, len(indices), size)])
 
-    on_kept(), computed_again()  # TensorFlow compiles at the first call
-    times = [(timed(computed_again), timed(on_kept)) for _ in range(options.rounds)]
+    features = network()
+    times = [(timed(network) + head_epoch(features, once), head_epoch(kept, recipe)) for _ in range(options.rounds)]
     ratios = [again / kept_time for again, kept_time in times]
     result = {
         "machine": vars(this_machine()),

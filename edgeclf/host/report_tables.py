@@ -40,9 +40,7 @@ class Table:
 def glance(comparison: Comparison) -> Table:
     """One line a model: accuracy, what it lost, time and size."""
     full = comparison.full
-    rows = [
-        (Cell(FULL, full.file), Cell(_percent(full.accuracy.top1, full)), Cell(NOTHING), _milliseconds(full), _bytes(full))
-    ]
+    rows = [(Cell(FULL, full.file), Cell(_percent(full.accuracy.top1, full)), Cell(NOTHING), _milliseconds(full), _bytes(full))]
     for v in comparison.variants:
         rows.append(
             (Cell(v.name), Cell(_percent(v.model.accuracy.top1, v.model)), _change(v), _milliseconds(v.model), _bytes(v.model))

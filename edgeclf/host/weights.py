@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core import files
-from edgeclf.core.errors import ConfigError, ModelError, StorageError
+from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.recipe import Recipe
 from edgeclf.host.architectures.backbones import WANTED
@@ -175,8 +175,6 @@ def _download(published: Published, path: Path, say: Say, bar: Bar) -> None:
                     report(done, max(size, done))
                 if done < size:
                     raise ModelError(f"{published.name}: only {done:,} of {size:,} bytes came from {host}; try again")
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise ModelError(
