@@ -20,6 +20,7 @@ from edgeclf.core import files
 from edgeclf.core.errors import EdgeclfError, ModelError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import TrainingSection
+from edgeclf.host import dropout
 from edgeclf.host.keras import keras
 from edgeclf.host.objective import plateau_factor
 from edgeclf.host.run import HISTORY
@@ -61,6 +62,7 @@ def after_each_epoch(
     class Callback(keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.epoch, self.began = epoch, time.monotonic()
+            dropout.start_epoch(self.model, section.seed, epoch)
             if section.schedule == "plateau":
                 factor = plateau_factor([row["val_loss"] for row in state.history], section)
                 schedule_of(self.model).factor.assign(factor)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeclf.core.errors import ModelError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
-from edgeclf.host import adversarial, architectures, distribute, precision, transfer, weights
+from edgeclf.host import adversarial, architectures, distribute, dropout, precision, transfer, weights
 from edgeclf.host.batches import batch_size, training_batches, validation_batches
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, State, after_each_epoch, restore, use_average, write_history
 from edgeclf.host.data import Dataset
@@ -21,12 +22,14 @@ from edgeclf.host.objective import compile_model
 class Options:
     """How a training runs, apart from what it computes: kept with the run, so that `--resume` goes on in the same way.
 
-    `deterministic` makes TensorFlow refuse kernels that are not; `weights` is a file of weights to start from.
+    `deterministic` makes TensorFlow refuse kernels that are not; `weights` is a file of weights to start from, which must
+    still have the SHA-256 `weights_sha256` when a training goes on before its first checkpoint.
     """
 
     strategy: StrategyName = "none"
     deterministic: bool = False
     weights: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def _prepared(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, 
     keras().utils.set_random_seed(seed)
     with precision.computing_in(recipe.training.precision):
         model = architectures.build(recipe, classes, folder)
+    dropout.make_repeatable(model)
     rows = []
     if options.weights:
         if not (folder / CHECKPOINT).exists():
@@ -89,6 +93,8 @@ def _prepared(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, 
 def _first_stage(model: Any, recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> list[Row]:
     """Give `model` the weights, and a head trained on the frozen network, which computes in float32."""
     begun, found = architectures.build(recipe, len(dataset.labels), folder), weights.find(recipe, options.weights)
+    if found and options.weights_sha256 not in ("", found.sha256):
+        raise ModelError(f"{options.weights}: has changed since {folder} was started; restore it, or start a new run")
     rows = transfer.prepare(begun, recipe, dataset, folder, found, listeners.on_step, listeners.on_frozen) if found else []
     model.set_weights(begun.get_weights())
     return rows

@@ -67,7 +67,7 @@ def start(
     found = weights.find(recipe, options.weights, say, bar)
     if found:
         transfer.load(network, recipe, found)
-    options = replace(options, weights=str(found.path.resolve()) if found else "")
+        options = replace(options, weights=str(found.path.resolve()), weights_sha256=found.sha256)
     split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
     dataset = make_dataset(catalogue, recipe, split, progress)
     provenance = {

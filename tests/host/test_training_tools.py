@@ -68,7 +68,10 @@ TOOLS = {
         "training__class_balance": "weights", "training__focal_gamma": 2.0, "training__schedule": "constant",
         "adversarial__epsilon": 4.0, "adversarial__steps": 1,
     },
-    "sampled, orthogonal momentum": {"training__class_balance": "sampling", "training__optimizer": "muon"},
+    "sampled, orthogonal momentum, dropout": {
+        "training__class_balance": "sampling", "training__optimizer": "muon",
+        "model__options": {"widths": [4, 8], "dropout": 0.3},
+    },
 }  # fmt: skip
 
 

@@ -14,9 +14,11 @@ import pytest
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.host import architectures, transfer, weight_files, weights
+from edgeclf.host import train as stage
 from edgeclf.host.architectures.backbones import SYMMETRIC
 from edgeclf.host.augment import normalise
 from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.fitting import Options
 from edgeclf.host.keras import keras
 
 SIDE, NAME = 32, "mobilenet-v1-0.25"
@@ -292,3 +294,32 @@ def test_a_recipe_that_would_train_nothing_is_refused(recipe):
     """No first stage, and nothing that thaws."""
     with pytest.raises(ConfigError, match="nothing would be trained"):
         transfer.freeze(_build(recipe), override(recipe, transfer__thaw="none", transfer__frozen_epochs=0))
+
+
+def test_both_stages_in_a_run_resume_to_the_same_weights(recipe, dataset, file, tmp_path):
+    """Dropout included: interrupted in the second stage, it ends where the undisturbed run ends; frozen.csv holds the first."""
+    short = override(recipe, training__epochs=2, transfer__frozen_epochs=2)
+    source, options = str(dataset.catalogue.source), Options(weights=str(file))
+
+    def stop(row, epochs):
+        raise KeyboardInterrupt
+
+    whole = stage.train(stage.start(short, source, tmp_path / "whole", options=options))
+    with pytest.raises(KeyboardInterrupt):
+        stage.train(stage.start(short, source, tmp_path / "run", options=options), stop)
+    resumed = stage.train(stage.resume(tmp_path / "run"))
+    for ours, theirs in zip(whole.model().get_weights(), resumed.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len((tmp_path / "run" / "frozen.csv").read_text().splitlines()) == 3
+    assert whole.card.provenance["weights"]["file"] == file.name
+
+
+def test_weights_that_changed_since_the_start_are_refused(recipe, dataset, file, tmp_path):
+    """Before the first checkpoint a resumed training reads them again."""
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(file.read_bytes())
+    stage.start(recipe, str(dataset.catalogue.source), tmp_path / "run", options=Options(weights=str(copy)))
+    with h5py.File(copy, "a") as opened:
+        opened.attrs["touched"] = 1
+    with pytest.raises(ModelError, match="has changed since"):
+        stage.train(stage.resume(tmp_path / "run"))
