@@ -92,10 +92,8 @@ def preview(
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: the preview is a PNG; name it {out.with_suffix('.png')}")
     recipe = override_by_text(load_recipe(model), assignments or [])
-    section = recipe.data
-    split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
     with progress("reading pictures") as report:
-        dataset = make_dataset(open_catalogue(data), recipe, split, report)
+        dataset = make_dataset(open_catalogue(data), recipe, recipe.split, report)
     stage.draw(stage.preview(dataset, recipe, pictures, versions, seed), recipe.image.colour, out)
     policies = {key: value for key, value in vars(recipe.augmentation).items() if value and key != "magnitude"}
     changes = ", ".join(key if value is True else f"{key} {value:g}" for key, value in policies.items()) or "nothing is changed"

@@ -211,6 +211,12 @@ class Recipe:
     data: DataSection = DataSection()
     export: ExportSection = ExportSection()
 
+    @property
+    def split(self) -> dict[str, Any]:
+        """The keywords of `core.catalogue.split`."""
+        data = self.data
+        return {"seed": self.training.seed, "val": data.val, "val_pictures": data.val_pictures, "test": data.test}
+
 
 def load_recipe(name: str) -> Recipe:
     """The recipe with a shipped name, or at the path of a `.toml` file. Raises ConfigError."""

@@ -103,14 +103,18 @@ def after_each_epoch(
 
 def schedule_of(model: Any) -> Any:
     """The schedule object of a compiled model's optimiser, which Keras shows the current value of alone."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return optimizer._learning_rate
+    return _own_optimizer(model)._learning_rate
+
+
+def _own_optimizer(model: Any) -> Any:
+    """The recipe's optimiser, without what Keras wraps around it to scale the loss in float16."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def use_average(model: Any, section: TrainingSection) -> None:
     """Put the averaged weights into the model where the recipe averages them."""
     if section.ema:
-        getattr(model.optimizer, "inner_optimizer", model.optimizer).finalize_variable_values(model.trainable_variables)
+        _own_optimizer(model).finalize_variable_values(model.trainable_variables)
 
 
 def restore(folder: Path, model: Any) -> State:

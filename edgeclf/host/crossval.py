@@ -26,8 +26,8 @@ from edgeclf.core.results import Accuracy, Interval, score
 from edgeclf.core.text import printable
 from edgeclf.host import settled
 from edgeclf.host.checkpoint import Row
-from edgeclf.host.data import Dataset, ingest, open_catalogue
-from edgeclf.host.fitting import Listeners, Options, fit
+from edgeclf.host.data import Dataset, ingest, open_catalogue, place_of
+from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.full_model import PREDICT_BATCH, answering
 from edgeclf.host.keras import keras
 from edgeclf.host.quiet import hushed
@@ -137,7 +137,7 @@ def start(
     if not LEAST_FOLDS <= folds <= MOST_FOLDS:
         raise ConfigError(f"--folds {folds}: must lie between {LEAST_FOLDS} and {MOST_FOLDS}")
     settings = {
-        "verb": VERB, "recipe": config.to_table(settled.comparable(recipe)), "data": settled.place_of(data), "folds": folds,
+        "verb": VERB, "recipe": config.to_table(settled.comparable(recipe)), "data": place_of(data), "folds": folds,
         "options": asdict(options or Options()),
     }  # fmt: skip
     return _planned(folder or settled.default_folder(VERB, recipe, data), settings, progress, say, bar)
@@ -157,7 +157,7 @@ def _planned(folder: Path, settings: dict[str, Any], progress: Report | None, sa
     catalogue = open_catalogue(settings["data"])
     settings = {**settings, "fingerprint": catalogue.fingerprint}
     settled.check(folder, settings)
-    options = settled.startable(recipe, len(catalogue.labels), options, say, bar)
+    options, _ = startable(recipe, len(catalogue.labels), options, say, bar)
     shards = ingest(catalogue, recipe.image.spec(), progress)
     test = catalogue.folders == SPLITS.index("test")
     pool = np.flatnonzero(shards.readable & ~test)

@@ -45,6 +45,11 @@ def open_catalogue(data: str) -> Catalogue:
     return catalogues.scan(Path(data))
 
 
+def place_of(data: str) -> str:
+    """What the user gave as DATA so that it is found again from another folder: a built-in name, or an absolute path."""
+    return data if data in builtin.LOADERS and not Path(data).exists() else str(Path(data).resolve())
+
+
 @dataclass(frozen=True, eq=False)
 class Shards:
     """Every picture of a catalogue, prepared, in files that are mapped and not loaded.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeclf.core.errors import ModelError
-from edgeclf.core.progress import Report
+from edgeclf.core.progress import Bar, Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import adversarial, architectures, distribute, dropout, precision, transfer, weights
 from edgeclf.host.batches import batch_size, training_batches, validation_batches
@@ -30,6 +31,23 @@ class Options:
     deterministic: bool = False
     weights: str = ""
     weights_sha256: str = ""
+
+
+def startable(
+    recipe: Recipe, classes: int, options: Options, say: Callable[[str], None], bar: Bar
+) -> tuple[Options, dict[str, str]]:
+    """(the options with the weights to start from found, what the card says of these weights; nothing where there are none).
+
+    Weights that the recipe wants are downloaded where Keras' cache lacks them: `say` announces that, `bar` shows it. Builds
+    the network, so that options, sizes and weights that do not fit are refused before pictures are read: ConfigError,
+    ModelError.
+    """
+    network = architectures.build(recipe, classes)
+    found = weights.find(recipe, options.weights, say, bar)
+    if not found:
+        return options, {}
+    transfer.load(network, recipe, found)
+    return replace(options, weights=str(found.path.resolve()), weights_sha256=found.sha256), found.provenance()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import ImageSection, ModelSection, Recipe
 from edgeclf.core.tflite import logits_view, read_model
 from edgeclf.host import import_child
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data import make_dataset, open_catalogue, place_of
 from edgeclf.host.house import RAW, UNKNOWN_NORMALISATION, Normalize, difference, trial_pixels
 from edgeclf.host.house_tflite import check_float32, house_tflite
 from edgeclf.host.keras_files import Kind, kind_of
@@ -197,24 +197,17 @@ def give_data(run: Run, data: str, progress: Report | None = None) -> Run:
     classes are not the model's or the pictures cannot be split, ConfigError for other data.
     """
     catalogue = open_catalogue(data)
-    provenance = {**run.card.provenance, "data": _remembered(data), "fingerprint": catalogue.fingerprint}
+    provenance = {**run.card.provenance, "data": place_of(data), "fingerprint": catalogue.fingerprint}
     if not run.imported:
         if catalogue.fingerprint != run.card.provenance.get("fingerprint"):
             raise ConfigError(f"{data}: is not the data that {run.folder} was trained on; leave it out, and its own is taken")
         return replace(run, card=replace(run.card, provenance=provenance))
     matching_classes(catalogue.labels, run.card.labels, data)
-    section = run.recipe.data
-    split = {"seed": run.recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
+    split = run.recipe.split
     make_dataset(catalogue, run.recipe, split, progress, run.card.image)  # that it can be split, before it is written down
     card = replace(run.card, provenance={**provenance, "split": split})
     files.write_text(run.folder / CARD, card.to_json())
     return open_run(run.folder)
-
-
-def _remembered(data: str) -> str:
-    from edgeclf.host.builtin import LOADERS
-
-    return data if data in LOADERS and not Path(data).exists() else str(Path(data).resolve())
 
 
 def _free_folder(path: Path) -> Path:

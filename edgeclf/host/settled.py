@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgeclf.core import files
 from edgeclf.core.errors import ConfigError
-from edgeclf.core.progress import Bar
 from edgeclf.core.recipe import Recipe
-from edgeclf.host import architectures, weights
-from edgeclf.host.builtin import LOADERS
-from edgeclf.host.fitting import Options
 from edgeclf.host.run import RUNS
 
 SETTINGS = "settings.json"
@@ -29,26 +24,11 @@ def default_folder(verb: str, recipe: Recipe, data: str) -> Path:
     return RUNS / f"{recipe.name}-{data_name(data)}-{verb}"
 
 
-def place_of(data: str) -> str:
-    """DATA so that it is found again from another working folder: a built-in name, or an absolute path."""
-    return data if data in LOADERS and not Path(data).exists() else str(Path(data).resolve())
-
-
 def comparable(recipe: Recipe) -> Recipe:
     """`recipe`, when several trainings of it can be compared. Raises ConfigError for a batch size that each would find itself."""
     if not recipe.training.batch_size:
         raise ConfigError(f"{recipe.name}: batch_size = 0 may differ between trainings; give one: --set training.batch_size=64")
     return recipe
-
-
-def startable(recipe: Recipe, classes: int, options: Options, say: Say, bar: Bar) -> Options:
-    """The options with the weights that are started from found, downloaded where they must be, as `train.start` does it.
-
-    Builds the network once, so that wrong options and sizes are told before pictures are read.
-    """
-    architectures.build(recipe, classes)
-    found = weights.find(recipe, options.weights, say, bar)
-    return replace(options, weights=str(found.path.resolve()) if found else "")
 
 
 def check(folder: Path, settings: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override, read_recipe
 from edgeclf.core.text import redacted
-from edgeclf.host import adversarial, architectures, batch_search, custom, distribute, precision, transfer, weights
-from edgeclf.host.builtin import LOADERS
+from edgeclf.host import adversarial, batch_search, custom, distribute, precision
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
-from edgeclf.host.data import Dataset, make_dataset, open_catalogue, reopen
-from edgeclf.host.fitting import Listeners, Options, fit
+from edgeclf.host.data import Dataset, make_dataset, open_catalogue, place_of, reopen
+from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.full_model import measure
 from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run
 
@@ -62,23 +61,18 @@ def start(
     if folder:
         _check_free(folder)
     distribute.strategy_of(options.strategy)
-    catalogue, section = open_catalogue(data), recipe.data
-    network = architectures.build(recipe, len(catalogue.labels))  # what does not fit is refused before pictures are read
-    found = weights.find(recipe, options.weights, say, bar)
-    if found:
-        transfer.load(network, recipe, found)
-        options = replace(options, weights=str(found.path.resolve()), weights_sha256=found.sha256)
-    split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
-    dataset = make_dataset(catalogue, recipe, split, progress)
+    catalogue = open_catalogue(data)
+    options, started_from = startable(recipe, len(catalogue.labels), options, say, bar)
+    dataset = make_dataset(catalogue, recipe, recipe.split, progress)
     provenance = {
-        "data": data if data in LOADERS and not Path(data).exists() else str(Path(data).resolve()),
+        "data": place_of(data),
         "fingerprint": dataset.catalogue.fingerprint,
-        "split": split,
+        "split": recipe.split,
         "recipe": recipe.name,
         "seed": recipe.training.seed,
         "versions": _versions(),
         "options": asdict(options),
-        "weights": found.provenance() if found else {},
+        "weights": started_from,
         "command": redacted(shlex.join(["edgeclf", *sys.argv[1:]])),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -17,8 +17,8 @@ from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override
 from edgeclf.host import architectures, settled
 from edgeclf.host.checkpoint import Row
-from edgeclf.host.data import Dataset, make_dataset, open_catalogue
-from edgeclf.host.fitting import Listeners, Options, fit
+from edgeclf.host.data import Dataset, make_dataset, open_catalogue, place_of
+from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.keras import keras, tensorflow
 from edgeclf.host.quiet import hushed
 from edgeclf.host.search_space import Dimension, space
@@ -84,7 +84,7 @@ def start(
     the folder holds something else, MissingExtra without Optuna.
     """
     settings = {
-        "verb": VERB, "recipe": config.to_table(settled.comparable(recipe)), "data": settled.place_of(data), "epochs": epochs,
+        "verb": VERB, "recipe": config.to_table(settled.comparable(recipe)), "data": place_of(data), "epochs": epochs,
         "keep": sorted(keep), "options": asdict(options or Options()),
     }  # fmt: skip
     return _planned(folder or settled.default_folder(VERB, recipe, data), settings, progress, say, bar)
@@ -109,10 +109,8 @@ def _planned(folder: Path, settings: dict[str, Any], progress: Report | None, sa
     catalogue = open_catalogue(settings["data"])
     settings = {**settings, "fingerprint": catalogue.fingerprint}
     settled.check(folder, settings)
-    options = settled.startable(recipe, len(catalogue.labels), options, say, bar)
-    section = recipe.data
-    split = {"seed": recipe.training.seed, "val": section.val, "val_pictures": section.val_pictures, "test": section.test}
-    dataset = make_dataset(catalogue, recipe, split, progress)
+    options, _ = startable(recipe, len(catalogue.labels), options, say, bar)
+    dataset = make_dataset(catalogue, recipe, recipe.split, progress)
     dimensions = space(short, len(dataset.parts["train"]), settings["keep"], trained)
     return Tuning(folder, short, recipe.training.epochs, dataset, dimensions, options, settings)
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_runs import flat_weights, tiny_recipe
 
 from edgeclf.core import files
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
@@ -31,20 +32,10 @@ def data(tmp_path_factory):
     return path
 
 
-def _recipe(**changes):
-    recipe = override(load_recipe("compact-digits"), image__size=12, training__epochs=4, training__batch_size=16)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [4, 8]}))
-    return override(recipe, **changes)
-
-
-def _weights(run):
-    return np.concatenate([w.ravel() for w in run.model().get_weights()])
-
-
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     """A finished run of four epochs."""
-    return stage.train(stage.start(_recipe(), str(data), tmp_path_factory.mktemp("runs") / "whole"))
+    return stage.train(stage.start(tiny_recipe(), str(data), tmp_path_factory.mktemp("runs") / "whole"))
 
 
 def test_run_folder_holds_recipe_model_history_curves_split_and_card(undisturbed):
@@ -74,30 +65,30 @@ def test_interrupted_training_resumes_to_the_same_weights(undisturbed, data, tmp
         if row["epoch"] == after:
             raise KeyboardInterrupt
 
-    job = stage.start(_recipe(), str(data), tmp_path / "run")
+    job = stage.start(tiny_recipe(), str(data), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         stage.train(job, stop)
     resumed = stage.train(stage.resume(tmp_path / "run"))
-    assert np.array_equal(_weights(resumed), _weights(undisturbed))
+    assert np.array_equal(flat_weights(resumed), flat_weights(undisturbed))
 
 
 def test_other_seed_gives_other_weights(undisturbed, data, tmp_path):
     """The seed reaches the weights; otherwise the test above would prove nothing."""
-    other = stage.train(stage.start(_recipe(training__seed=2), str(data), tmp_path / "run"))
-    assert not np.array_equal(_weights(other), _weights(undisturbed))
+    other = stage.train(stage.start(tiny_recipe(training__seed=2), str(data), tmp_path / "run"))
+    assert not np.array_equal(flat_weights(other), flat_weights(undisturbed))
 
 
 def test_finished_run_is_not_overwritten_nor_resumed(undisturbed, data):
     """A folder with a run in it is kept."""
     with pytest.raises(ConfigError, match="finished run"):
-        stage.start(_recipe(), str(data), undisturbed.folder)
+        stage.start(tiny_recipe(), str(data), undisturbed.folder)
     with pytest.raises(ConfigError, match="is finished"):
         stage.resume(undisturbed.folder)
 
 
 def test_two_trainings_in_one_folder_do_not_mix(data, tmp_path):
     """The second is told, whether it starts, resumes or only began to read pictures before the first had written."""
-    job = stage.start(_recipe(training__epochs=1), str(data), tmp_path / "run")
+    job = stage.start(tiny_recipe(training__epochs=1), str(data), tmp_path / "run")
     with files.locked(job.folder):
         for another in (stage.train, lambda job: stage.train(stage.resume(job.folder))):
             with pytest.raises(ConfigError, match="another training is at work there"):
@@ -107,7 +98,7 @@ def test_two_trainings_in_one_folder_do_not_mix(data, tmp_path):
 
 def test_start_looks_again_after_reading_pictures(data, tmp_path, monkeypatch):
     """Reading takes minutes, in which another training may have taken the folder."""
-    make, recipe = stage.make_dataset, _recipe()
+    make, recipe = stage.make_dataset, tiny_recipe()
 
     def slow(*arguments):
         monkeypatch.setattr(stage, "make_dataset", make)
@@ -122,7 +113,7 @@ def test_start_looks_again_after_reading_pictures(data, tmp_path, monkeypatch):
 def test_default_folders_of_two_starts_differ(data, tmp_path, monkeypatch):
     """Also when both read pictures at the same time."""
     monkeypatch.chdir(tmp_path)
-    make, recipe, started = stage.make_dataset, _recipe(), []
+    make, recipe, started = stage.make_dataset, tiny_recipe(), []
 
     def slow(*arguments):
         monkeypatch.setattr(stage, "make_dataset", make)
@@ -142,7 +133,7 @@ def test_damaged_state_is_one_line(data, tmp_path, file, error):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage.train(stage.start(_recipe(), str(data), tmp_path / "run"), stop)
+        stage.train(stage.start(tiny_recipe(), str(data), tmp_path / "run"), stop)
     path = tmp_path / "run" / file
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(error, match=file):
@@ -151,7 +142,7 @@ def test_damaged_state_is_one_line(data, tmp_path, file, error):
 
 def test_leftovers_of_a_killed_training_go_when_it_is_finished(data, tmp_path):
     """`kill -9` in the middle of a checkpoint leaves a temporary file."""
-    job = stage.start(_recipe(training__epochs=1), str(data), tmp_path / "run")
+    job = stage.start(tiny_recipe(training__epochs=1), str(data), tmp_path / "run")
     (job.folder / ".checkpoint-abc.npz").write_bytes(b"half")
     stage.train(job)
     assert not list(job.folder.glob(".*"))
@@ -161,7 +152,7 @@ def test_resume_refuses_changed_data(data, tmp_path):
     """Other pictures would make another model under the same name."""
     copy = tmp_path / "copy.npz"
     copy.write_bytes(data.read_bytes())
-    stage.start(_recipe(), str(copy), tmp_path / "run")
+    stage.start(tiny_recipe(), str(copy), tmp_path / "run")
     with np.load(data) as arrays:
         np.savez(copy, x=255 - arrays["x"], y=arrays["y"], labels=arrays["labels"])
     with pytest.raises(DataError, match="has changed"):
@@ -171,20 +162,20 @@ def test_resume_refuses_changed_data(data, tmp_path):
 def test_loss_that_is_no_number_stops_the_training_and_keeps_the_run(data, tmp_path):
     """One line naming the epoch and the remedy; no card, so it does not count as finished."""
     with pytest.raises(EdgeclfError, match="learning-rate"):
-        stage.train(stage.start(_recipe(training__learning_rate=1e30), str(data), tmp_path / "run"))
+        stage.train(stage.start(tiny_recipe(training__learning_rate=1e30), str(data), tmp_path / "run"))
     assert not (tmp_path / "run" / "card.json").exists()
 
 
 def test_label_smoothing_trains(data, tmp_path):
     """The smoothed loss takes the same integer classes."""
-    run = stage.train(stage.start(_recipe(training__label_smoothing=0.1, training__epochs=2), str(data), tmp_path / "run"))
+    run = stage.train(stage.start(tiny_recipe(training__label_smoothing=0.1, training__epochs=2), str(data), tmp_path / "run"))
     assert run.card.accuracy["model"]["test"]["pictures"] == 24
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "muon"])
 def test_every_optimizer_trains(data, tmp_path, optimizer):
     """One epoch ends with a finite loss and a finished run."""
-    recipe = _recipe(training__optimizer=optimizer, training__learning_rate=0.01, training__epochs=1)
+    recipe = tiny_recipe(training__optimizer=optimizer, training__learning_rate=0.01, training__epochs=1)
     assert stage.train(stage.start(recipe, str(data), tmp_path / "run")).folder == tmp_path / "run"
 
 
@@ -268,8 +259,8 @@ def test_normalised_pixels_are_exact_and_span_minus_one_to_127_128ths():
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adam", "adamw", "rmsprop"])
 def test_weight_decay_spares_biases_and_batch_normalisation(optimizer):
     """With gradients of nought, kernels shrink and nothing else moves."""
-    section = _recipe(training__optimizer=optimizer, training__weight_decay=0.1).training
-    made, model = objective.optimizer(section, steps=10), architectures.build(_recipe(), 2)
+    section = tiny_recipe(training__optimizer=optimizer, training__weight_decay=0.1).training
+    made, model = objective.optimizer(section, steps=10), architectures.build(tiny_recipe(), 2)
     for variable in model.trainable_variables:
         variable.assign(np.ones(variable.shape))
     made.apply_gradients([(np.zeros(variable.shape, np.float32), variable) for variable in model.trainable_variables])

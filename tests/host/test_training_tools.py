@@ -1,6 +1,5 @@
 """What there is around training: schedules, averages, early stopping, balance, precision, attacks, batch search, workers."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -10,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_runs import flat_weights, tiny_recipe
 
 from edgeclf.core.errors import ConfigError, EdgeclfError, StorageError
-from edgeclf.core.recipe import AdversarialSection, TrainingSection, load_recipe, override
+from edgeclf.core.recipe import AdversarialSection, TrainingSection
 from edgeclf.host import adversarial, architectures, batch_search, checkpoint, distribute, muon, objective, precision
 from edgeclf.host import train as stage
 from edgeclf.host.batches import class_weights, training_batches
@@ -36,18 +36,8 @@ def data(tmp_path_factory):
     return path
 
 
-def _recipe(**changes):
-    recipe = override(load_recipe("compact-digits"), image__size=12, training__epochs=4, training__batch_size=16)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [4, 8]}))
-    return override(recipe, **changes)
-
-
 def _train(data, folder, **changes):
-    return stage.train(stage.start(_recipe(**changes), str(data), folder))
-
-
-def _weights(run):
-    return np.concatenate([w.ravel() for w in run.model().get_weights()])
+    return stage.train(stage.start(tiny_recipe(**changes), str(data), folder))
 
 
 def _history(folder):
@@ -85,9 +75,9 @@ def test_every_tool_trains_and_resumes_to_the_same_weights(data, tmp_path, chang
 
     whole = _train(data, tmp_path / "whole", **changes)
     with pytest.raises(KeyboardInterrupt):
-        stage.train(stage.start(_recipe(**changes), str(data), tmp_path / "run"), stop)
+        stage.train(stage.start(tiny_recipe(**changes), str(data), tmp_path / "run"), stop)
     resumed = stage.train(stage.resume(tmp_path / "run"))
-    np.testing.assert_array_equal(_weights(resumed), _weights(whole))
+    np.testing.assert_array_equal(flat_weights(resumed), flat_weights(whole))
     assert resumed.card.accuracy == whole.card.accuracy
     assert all(np.isfinite(list(row.values())).all() for row in _history(whole.folder))
 
@@ -107,7 +97,7 @@ def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
     averaged, own = _history(run.folder), _history(plain.folder)
     assert [row["loss"] for row in averaged] == [row["loss"] for row in own]
     assert averaged[-1]["val_loss"] != own[-1]["val_loss"]
-    assert np.abs(_weights(run) - _weights(plain)).max() > 1e-3
+    assert np.abs(flat_weights(run) - flat_weights(plain)).max() > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 32), (20, 50), (50, 20)])
@@ -121,7 +111,7 @@ def test_muon_makes_every_matrix_nearly_orthogonal(shape):
 
 def test_muon_treats_vectors_and_the_last_layer_plainly():
     """Only hidden kernels are matrices to it."""
-    model = architectures.build(_recipe(), 2)
+    model = architectures.build(tiny_recipe(), 2)
     matrices = {v.name for v in model.trainable_variables if muon.is_hidden_matrix(v)}
     assert matrices == {v.name for v in model.trainable_variables if "kernel" in v.name and "logits" not in v.name}
 
@@ -156,7 +146,7 @@ def test_loss_is_the_same_for_classes_and_for_one_hot_targets():
 
 def test_uneven_classes_are_weighed_or_drawn_evenly(data):
     """Weights average one over the pictures; balanced sampling gives every class its share of an epoch."""
-    recipe = _recipe(training__class_balance="sampling", training__batch_size=8)
+    recipe = tiny_recipe(training__class_balance="sampling", training__batch_size=8)
     dataset = make_dataset(open_catalogue(str(data)), recipe, SPLIT)
     truth, weights = dataset.classes_of("train"), class_weights(dataset)
     assert weights[1] > 2.5 * weights[0]
@@ -169,7 +159,7 @@ def test_uneven_classes_are_weighed_or_drawn_evenly(data):
 def test_attack_stays_within_epsilon_and_raises_the_loss(data):
     """Projected into the cube and into the range of pixels."""
     tf, section = tensorflow(), AdversarialSection(epsilon=8, step=2, steps=4)
-    model = architectures.build(_recipe(), 2)
+    model = architectures.build(tiny_recipe(), 2)
     pictures = tf.random.stateless_uniform([6, 12, 12, 3], [0, 1], -1, 127 / 128)
     truth = tf.constant([0, 1, 0, 1, 0, 1])
     changed = adversarial.attack(model, pictures, truth, section, tf.constant([1, 2]))
@@ -202,7 +192,7 @@ def test_evaluate_attacks_a_run_when_asked(data, tmp_path, cli_here):
 
 def test_batch_size_zero_is_found_and_written_down(data, tmp_path):
     """The recipe of the run holds the number, so resuming needs no second search."""
-    job = stage.start(_recipe(training__batch_size=0), str(data), tmp_path / "run")
+    job = stage.start(tiny_recipe(training__batch_size=0), str(data), tmp_path / "run")
     assert job.recipe.training.batch_size in batch_search.SIZES
     assert stage.resume(tmp_path / "run").recipe == job.recipe
 
@@ -240,7 +230,8 @@ def test_full_disk_during_a_checkpoint_keeps_the_one_before(data, tmp_path, monk
 def test_precision_auto_is_settled_when_a_training_starts(data, tmp_path, monkeypatch):
     """The recipe of the run says which, so resuming elsewhere goes on in the same."""
     monkeypatch.setattr(precision, "fastest", lambda: "bfloat16")
-    assert stage.start(_recipe(training__precision="auto"), str(data), tmp_path / "run").recipe.training.precision == "bfloat16"
+    job = stage.start(tiny_recipe(training__precision="auto"), str(data), tmp_path / "run")
+    assert job.recipe.training.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(("flags", "found"), [("sse avx512_bf16", "bfloat16"), ("sse avx2", "float32"), ("", "float32")])
@@ -311,7 +302,7 @@ def _child(strategy, data, folder, **environment):
     recipe = folder.parent / "recipe.toml"
     from edgeclf.core import config
 
-    recipe.write_text(config.to_toml(_recipe(training__epochs=2)))
+    recipe.write_text(config.to_toml(tiny_recipe(training__epochs=2)))
     words = ["train", str(recipe), str(data), "--out", str(folder), "--strategy", strategy]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, strategy, *words], env={**os.environ, **environment},
@@ -344,19 +335,19 @@ def test_two_processes_train_over_loopback_and_agree(data, tmp_path):
     ends = [child.communicate(timeout=300) for child in children]
     assert [child.returncode for child in children] == [0, 0], ends
     chief, other = open_run(tmp_path / "run"), open_run(tmp_path / "run.worker-1")
-    np.testing.assert_array_equal(_weights(chief), _weights(other))
+    np.testing.assert_array_equal(flat_weights(chief), flat_weights(other))
 
 
 def test_options_are_kept_for_resuming(data, tmp_path):
     """What is not in the recipe stands in started.json."""
     options = Options(deterministic=False, weights="")
-    job = stage.start(_recipe(), str(data), tmp_path / "run", options=options)
+    job = stage.start(tiny_recipe(), str(data), tmp_path / "run", options=options)
     assert stage.resume(tmp_path / "run").options == job.options == options
 
 
 def test_a_password_on_the_command_line_is_not_kept(data, tmp_path, monkeypatch):
     """The command goes into started.json and the card; secrets in addresses do not."""
     monkeypatch.setattr(sys, "argv", ["edgeclf", "train", "--mlflow", "https://ann:secret@tracking.test/"])
-    stage.start(_recipe(), str(data), tmp_path / "run")
+    stage.start(tiny_recipe(), str(data), tmp_path / "run")
     assert "secret" not in (tmp_path / "run" / "started.json").read_text()
     assert "tracking.test" in (tmp_path / "run" / "started.json").read_text()
