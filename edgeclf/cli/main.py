@@ -13,6 +13,7 @@ from edgeclf.cli import (
     calibrate,
     choose,
     compare,
+    compress,
     data,
     evaluate,
     export,
@@ -24,6 +25,7 @@ from edgeclf.cli import (
     streams,
     train,
     understand,
+    verify,
 )
 from edgeclf.cli.common import say
 from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError, StorageError
@@ -65,6 +67,7 @@ app.command(rich_help_panel=TRAIN)(train.train)
 app.command(rich_help_panel=TRAIN)(choose.tune)
 app.command(rich_help_panel=TRAIN)(choose.crossval)
 app.command("import", rich_help_panel=TRAIN)(imports.import_)
+app.command(rich_help_panel=TRAIN)(compress.compress)
 app.command(rich_help_panel=TRAIN)(export.export)
 app.command(rich_help_panel=TRAIN)(report.report)
 app.command(rich_help_panel=TRAIN)(understand.probe)
@@ -75,6 +78,7 @@ app.command("run", rich_help_panel=DEVICE)(live.run)
 app.command(rich_help_panel=DEVICE)(evaluate.evaluate)
 app.command(rich_help_panel=DEVICE)(calibrate.calibrate)
 app.command(rich_help_panel=DEVICE)(measure.bench)
+app.command(rich_help_panel=DEVICE)(verify.verify)
 app.command(rich_help_panel=TRAIN)(data.errors)
 app.add_typer(data.app, name="data", rich_help_panel=ABOUT)
 app.command(rich_help_panel=ABOUT)(info.inspect)

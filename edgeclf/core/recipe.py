@@ -186,6 +186,44 @@ class DataSection:
         _require(0 < self.test < 0.5, "test", self.test, "in (0, 0.5)")
 
 
+ChannelTarget = Literal["macs", "parameters", "latency"]
+
+
+@dataclass(frozen=True)
+class CompressionSection:
+    """What `compress` makes of a trained network, in this order; nothing where all is off.
+
+    `prune_channels` is the share of `channel_target` that leaves with whole channels, in `channel_steps` with fine-tuning
+    between. `prune` is the share of each large kernel's weights that become zero, `prune_2_4` makes two of every four zero.
+    `cluster` is how many values a kernel keeps. `qat` is quantisation-aware training. Where there is a teacher, it has
+    `distill_weight` of every loss, at `distill_temperature`. `epochs` and `learning_rate` replace those of every step; 0
+    leaves them to the step.
+    """
+
+    prune_channels: float = 0.0
+    channel_target: ChannelTarget = "macs"
+    channel_steps: int = 3
+    prune: float = 0.0
+    prune_2_4: bool = False
+    cluster: int = 0
+    qat: bool = False
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
+    epochs: int = 0
+    learning_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.prune_channels < 1, "prune_channels", self.prune_channels, "in (0, 1), or 0 for none")
+        _require(self.channel_steps >= 1, "channel_steps", self.channel_steps, "at least 1")
+        _require(0 <= self.prune < 1, "prune", self.prune, "in (0, 1), or 0 for none")
+        _require(not (self.prune and self.prune_2_4), "prune_2_4", self.prune_2_4, "left out where prune says another share")
+        _require(self.cluster == 0 or 2 <= self.cluster <= 256, "cluster", self.cluster, "in 2 to 256, or 0 for none")
+        _require(0 < self.distill_weight <= 1, "distill_weight", self.distill_weight, "in (0, 1]")
+        _require(self.distill_temperature > 0, "distill_temperature", self.distill_temperature, "above 0")
+        _require(self.epochs >= 0, "epochs", self.epochs, "at least 1, or 0 to leave it to each step")
+        _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "above 0, or 0 to leave it to each step")
+
+
 @dataclass(frozen=True)
 class ExportSection:
     """Post-training quantisation: how many training pictures calibrate."""
@@ -209,6 +247,7 @@ class Recipe:
     adversarial: AdversarialSection = AdversarialSection()
     augmentation: AugmentationSection = AugmentationSection()
     data: DataSection = DataSection()
+    compression: CompressionSection = CompressionSection()
     export: ExportSection = ExportSection()
 
     @property

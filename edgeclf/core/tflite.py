@@ -155,6 +155,11 @@ def scheme(model: TfliteModel) -> str:
     return large.pop() if len(large) == 1 else "mixed"
 
 
+def named_scheme(variant: str) -> str:
+    """The scheme that the name of a variant claims: `int8` of `int8-qat`, every other its own."""
+    return variant.removesuffix("-qat")
+
+
 def logits_view(data: bytes) -> bytes:
     """The model with its first output moved to the tensor that feeds the final SOFTMAX; `data` itself when there is none.
 

@@ -17,19 +17,20 @@ from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Interval, PairedDrop, wilson
-from edgeclf.core.tflite import read_model
-from edgeclf.host import calibration, compare, gates, quantize
+from edgeclf.core.tflite import named_scheme, read_model
+from edgeclf.host import calibration, compare, gates, qat, quantize
 from edgeclf.host.calibration import CalibrationSet, Indices
 from edgeclf.host.compare import Against
 from edgeclf.host.comparison import FULL
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import FullModel, open_full
+from edgeclf.host.full_model import FullModel, open_full, open_reference
 from edgeclf.host.metadata import with_metadata
 from edgeclf.host.run import ONNX, Run
 from edgeclf.runtime.engine import Scores, TfliteEngine, input_table, open_engine, tflite_runtime
 
 MOST_HELD_OUT = 10_000
 AGREEMENT_PICTURES = 500
+LEFT_OUT = ("command", "compressed_from", "teacher")  # of the provenance, when a file leaves the machine
 GOLDEN_SEED, GOLDEN_PICTURES = 20_250, 2
 
 
@@ -56,12 +57,13 @@ class Exported:
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
-    """What all variants of one export share."""
+    """What all variants of one export share: `own` is the network that becomes files, `full` what they are compared with."""
 
     run: Run
     dataset: Dataset
     held_out: Indices
-    full: compare.Infer
+    own: FullModel
+    full: FullModel
     calibration: CalibrationSet
 
 
@@ -92,9 +94,8 @@ def export(
     """
     _check_request(variants, io)
     need_tflite(run)
-    full = open_full(run)
-    setting = _set_up(run, full, bar)
-    float32 = _float32(full)
+    setting = _set_up(run, bar)
+    float32 = _float32(setting.own)
     _check_float32(float32, setting)
     candidates, refused = _candidates(float32, variants, io, setting, bar)
     done = []
@@ -125,14 +126,15 @@ def _float32(full: FullModel) -> bytes:
     return model_bytes(full.path) if full.keras is None else quantize.to_float32(quantize.with_softmax(full.keras))
 
 
-def _set_up(run: Run, full: FullModel, bar: Bar) -> _Setting:
+def _set_up(run: Run, bar: Bar) -> _Setting:
+    own = open_full(run)
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
-    if full.classes != len(dataset.labels):
-        raise QualityError(f"the network has {full.classes} outputs for {len(dataset.labels)} labels; train again on this data")
+    if own.classes != len(dataset.labels):
+        raise QualityError(f"the network has {own.classes} outputs for {len(dataset.labels)} labels; train again on this data")
     seed = run.recipe.training.seed
     chosen = calibration.draw(dataset, run.recipe.export.calibration_pictures, seed)
-    return _Setting(run, dataset, _held_out(dataset, seed), full.infer, chosen)
+    return _Setting(run, dataset, _held_out(dataset, seed), own, open_reference(run), chosen)
 
 
 def _check_request(variants: Sequence[str], io: str) -> None:
@@ -158,7 +160,7 @@ def _check_float32(float32: bytes, setting: _Setting) -> None:
     card = replace(setting.run.card, variant="float32", io="float32", outputs="probabilities")
     few = np.random.RandomState(0).permutation(setting.held_out)[:AGREEMENT_PICTURES]
     engine = _engine(float32, card)
-    scores = compare.answers({FULL: setting.full, "float32": engine.infer}, setting.dataset.shards.take, few)
+    scores = compare.answers({FULL: setting.own.infer, "float32": engine.infer}, setting.dataset.shards.take, few)
     gates.check_answers(FULL, scores[FULL], setting.dataset.labels)
     gates.check_agreement(scores[FULL], scores["float32"])
 
@@ -167,9 +169,9 @@ def _candidates(
     float32: bytes, variants: Sequence[str], io: Io, setting: _Setting, bar: Bar
 ) -> tuple[list[_Candidate], list[str]]:
     ranges = None
-    if "int8" in variants:
+    if set(variants) & set(quantize.CALIBRATED):
         with bar("calibrating") as report:
-            ranges = quantize.record_ranges(float32, setting.calibration.batches(report))
+            ranges = _trained_ranges(float32, quantize.record_ranges(float32, setting.calibration.batches(report)), setting)
     made, refused = [], []
     for variant in variants:
         try:
@@ -179,13 +181,21 @@ def _candidates(
     return made, refused
 
 
+def _trained_ranges(float32: bytes, calibrated: quantize.Ranges, setting: _Setting) -> quantize.Ranges:
+    """The calibrated ranges, with those that quantisation-aware training found where there are any."""
+    trained = setting.run.ranges()
+    return qat.by_tensor(trained, calibrated, read_model(float32, "float32"), setting.own.keras) if trained else calibrated
+
+
 def _candidate(float32: bytes, variant: str, io: Io, ranges: quantize.Ranges | None, setting: _Setting) -> _Candidate:
-    """Quantise, describe, and check what needs no picture."""
+    """Quantise, describe, and check what needs no picture; the int8 file of a network trained for it says so in its name."""
+    calibrated = variant in quantize.CALIBRATED
+    model = quantize.quantize(float32, variant, ranges, io)
+    variant = f"{variant}-qat" if variant == "int8" and setting.run.trained_for_int8 else variant
     card = replace(
         setting.run.card, variant=variant, io=io, outputs="probabilities", provenance=_shipped(setting.run.card.provenance),
-        calibration=_calibration_record(setting.calibration) if variant == "int8" else {},
+        calibration=_calibration_record(setting.calibration) if calibrated else {},
     )  # fmt: skip
-    model = quantize.quantize(float32, variant, ranges, io)
     gates.check_structure(read_model(model, variant), variant, io, len(card.labels))
     model = with_metadata(model, card)
     return _Candidate(model, card, _engine(model, card))
@@ -193,7 +203,7 @@ def _candidate(float32: bytes, variant: str, io: Io, ranges: quantize.Ranges | N
 
 def _shipped(provenance: dict[str, Any]) -> dict[str, Any]:
     """What may leave the machine: the data by its name alone, and no command line, for both hold the maker's folders."""
-    kept = {key: value for key, value in provenance.items() if key != "command"}
+    kept = {key: value for key, value in provenance.items() if key not in LEFT_OUT}
     return {**kept, "data": Path(str(kept["data"])).name}
 
 
@@ -210,7 +220,7 @@ def _measured(candidates: list[_Candidate], setting: _Setting, bar: Bar) -> Iter
         return
     models = {c.card.variant: c.engine.infer for c in candidates}
     with bar("measuring on held-out pictures") as report:
-        scores = compare.answers({FULL: setting.full, **models}, setting.dataset.shards.take, setting.held_out, report)
+        scores = compare.answers({FULL: setting.full.infer, **models}, setting.dataset.shards.take, setting.held_out, report)
     truth = setting.dataset.catalogue.classes[setting.held_out]
     for candidate in candidates:
         mine = scores[candidate.card.variant]
@@ -249,7 +259,7 @@ def _finish(candidate: _Candidate, scores: Scores, against: Against, setting: _S
 
 def notes(model: bytes, variant: str) -> tuple[str, ...]:
     """What the name of a variant does not say of the file: sentences for its user, most often none."""
-    islands = gates.float_islands(read_model(model, variant)) if variant == "int8" else ()
+    islands = gates.float_islands(read_model(model, variant)) if named_scheme(variant) == "int8" else ()
     return tuple(
         f"{variant}: {name} has no int8 kernel in TFLite, so {islands.count(name)} of them compute in floats between integer "
         "layers; accelerators and microcontrollers may refuse the file"
@@ -261,7 +271,8 @@ def _check_probabilities(candidate: _Candidate, setting: _Setting) -> None:
     """Run the file as an app would, its own output and not the logits before it, on a few held-out pictures."""
     pictures = setting.dataset.shards.take(setting.held_out[: GOLDEN_PICTURES * 8])
     probabilities = file_output(candidate.model, candidate.card, pictures)
-    gates.check_probabilities(candidate.card.variant, probabilities, 1 / 256 if candidate.card.variant == "int8" else 0.0)
+    variant = candidate.card.variant
+    gates.check_probabilities(variant, probabilities, 1 / 256 if named_scheme(variant) == "int8" else 0.0)
 
 
 def file_output(model: bytes, card: ModelCard, pictures: Pixels) -> Scores:
@@ -280,13 +291,13 @@ def file_output(model: bytes, card: ModelCard, pictures: Pixels) -> Scores:
 
 
 def self_test(engine: TfliteEngine, card: ModelCard) -> SelfTest:
-    """Golden outputs of noise, as this engine computes them.
+    """Golden outputs of noise, as this engine computes them; floats in the 9 digits that give the same float32 back.
 
     The tolerance is one step for integers and, for floats, a thousandth of the largest output; weights of 8 bits with
     float sums round activations while they run, so they get a hundredth.
     """
     stored = engine.raw(golden_inputs(GOLDEN_SEED, GOLDEN_PICTURES, card.image.shape))
-    outputs = tuple(tuple(float(f"{v:.7g}") for v in row) for row in stored.tolist())
+    outputs = tuple(tuple(float(f"{v:.9g}") for v in row) for row in stored.tolist())
     largest = max(1.0, float(np.abs(stored.astype(np.float64)).max()))
     tolerance = 1.0 if stored.dtype != np.float32 else largest * (0.01 if card.variant.startswith("dynamic") else 0.001)
     return SelfTest(GOLDEN_SEED, outputs, float(f"{tolerance:.3g}"), engine.runtime)

@@ -14,14 +14,15 @@ from edgeclf.core.card import Io
 from edgeclf.core.tflite import IDENTIFIER
 
 ALIGNMENT = 16  # of every weight buffer, as schema.fbs asks
-VERSION_OF_QUANTIZE, VERSION_OF_DEQUANTIZE = 1, 2
+VERSIONS = {"int8": (1, 2), "int16": (2, 3)}  # of QUANTIZE and DEQUANTIZE that take this type
 
 
 def with_io(model: bytes, io: Io) -> bytes:
     """The model with its int8 input and output turned to `io`, and all weights inside the flatbuffer.
 
-    Tensors that are not int8 stay as they are. Weights that `model` keeps behind the flatbuffer, where microcontrollers
-    and the metadata writer do not look, are moved in. Same input, same bytes.
+    int16 ones are turned to float32 where that is asked for; tensors of other types stay as they are. Weights that `model`
+    keeps behind the flatbuffer, where microcontrollers and the metadata writer do not look, are moved in. Same input, same
+    bytes.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -40,19 +41,20 @@ def _face(tree: Any, schema: Any, io: Io, inner: int, place: int, side: str) -> 
     """Put one operator between the int8 tensor `inner` and a new tensor, which takes its name and its place outside."""
     graph, types = tree.subgraphs[0], schema.TensorType
     body = graph.tensors[inner]
-    if body.type != types.INT8:
+    kind = {types.INT8: "int8", types.INT16: "int16"}.get(body.type)
+    if kind is None or (kind == "int16" and io != "float32"):
         return
     face, outer = copy.deepcopy(body), len(graph.tensors)
-    body.name = body.name + b"_int8"
+    body.name = body.name + f"_{kind}".encode()
     if io == "uint8":
         face.type, face.quantization.zeroPoint = types.UINT8, np.asarray(body.quantization.zeroPoint) + 128
     else:
         face.type, face.quantization = types.FLOAT32, None
     graph.tensors.append(face)
-    leaves_int8 = io == "float32" and side == "outputs"
-    name = schema.BuiltinOperator.DEQUANTIZE if leaves_int8 else schema.BuiltinOperator.QUANTIZE
+    to_floats = io == "float32" and side == "outputs"
+    name = schema.BuiltinOperator.DEQUANTIZE if to_floats else schema.BuiltinOperator.QUANTIZE
     operator = schema.OperatorT()
-    operator.opcodeIndex = operator_code(tree, schema, name, VERSION_OF_DEQUANTIZE if leaves_int8 else VERSION_OF_QUANTIZE)
+    operator.opcodeIndex = operator_code(tree, schema, name, VERSIONS[kind][to_floats])
     operator.inputs, operator.outputs = ([outer], [inner]) if side == "inputs" else ([inner], [outer])
     graph.operators.insert(0 if side == "inputs" else len(graph.operators), operator)
     ends = list(getattr(graph, side))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,36 @@ def fit(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listen
         state = State(frozen)
         write_history(folder, frozen)
     elif not state.is_over(section):
-        model.fit(
-            _shared(training_batches(dataset, recipe, first_epoch=len(state.history))),
-            steps_per_epoch=steps,
-            epochs=section.epochs,
-            initial_epoch=len(state.history),
-            validation_data=_shared(validation_batches(dataset, recipe)),
-            callbacks=[after_each_epoch(folder, state, section, steps, listeners.on_epoch, listeners.on_step)],
-            verbose=0,
-        )
+        run_epochs(model, recipe, dataset, folder, state, listeners)
     if not frozen_only:
         use_average(model, section)
     plain = architectures.build(recipe, len(dataset.labels), folder)  # float32, without optimiser state and loss
     plain.set_weights(state.best or model.get_weights())
     return plain, state
+
+
+def run_epochs(
+    model: Any,
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    state: State,
+    listeners: Listeners,
+    until: int = 0,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Train a compiled model from where `state` is to the epoch `until` (0: the recipe's last), a checkpoint after each."""
+    section = recipe.training
+    steps = len(dataset.parts["train"]) // batch_size(dataset, section)
+    model.fit(
+        _as_wanted(training_batches(dataset, recipe, first_epoch=len(state.history))),
+        steps_per_epoch=steps,
+        epochs=until or section.epochs,
+        initial_epoch=len(state.history),
+        validation_data=_as_wanted(validation_batches(dataset, recipe)),
+        callbacks=[*callbacks, after_each_epoch(folder, state, section, steps, listeners.on_epoch, listeners.on_step)],
+        verbose=0,
+    )  # fmt: skip
 
 
 def _prepared(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, list[Row]]:
@@ -118,8 +134,13 @@ def _first_stage(model: Any, recipe: Recipe, dataset: Dataset, folder: Path, opt
     return rows
 
 
-def _shared(batches: Any) -> Any:
-    """Workers divide each batch among them; without this, TensorFlow looks for files to divide and warns."""
+def _as_wanted(batches: Any) -> Any:
+    """Batches that several workers divide among them, and that end as soon as they are no longer wanted.
+
+    Without the first, TensorFlow looks for files to divide and warns. Without the second, a thread that tunes what leaves
+    nothing to tune sleeps for twice as long each time, up to a minute, and whoever drops an iterator waits for it.
+    """
     options = tensorflow().data.Options()
     options.experimental_distribute.auto_shard_policy = tensorflow().data.experimental.AutoShardPolicy.DATA
+    options.autotune.enabled = False
     return batches.with_options(options)

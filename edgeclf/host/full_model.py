@@ -18,7 +18,7 @@ from edgeclf.core.results import score
 from edgeclf.host.augment import normalise
 from edgeclf.host.data import Dataset
 from edgeclf.host.keras import tensorflow
-from edgeclf.host.run import MODEL, ONNX, Run
+from edgeclf.host.run import FULL, MODEL, ONNX, Run
 from edgeclf.runtime.engine import cores, open_engine
 
 PREDICT_BATCH = 500
@@ -44,8 +44,7 @@ def open_full(run: Run) -> FullModel:
     """The full model of a run, whatever it is. Raises ModelError when it cannot be loaded."""
     path = run.model_file
     if path.name == MODEL:
-        model = run.model()
-        return FullModel(answering(model), path, model.output_shape[-1], int(model.count_params()), *runtime_names(), model)
+        return _of_keras(run.model(), path)
     bundle = Bundle(model_bytes(path), run.card, run.card.labels, str(path))
     engine = open_engine(bundle)
     if path.name == ONNX:
@@ -55,6 +54,15 @@ def open_full(run: Run) -> FullModel:
     else:
         count = sum(t.elements for t in bundle.structure.tensors if t.constant and t.type == "float32")
     return FullModel(engine.infer, path, len(run.card.labels), count, engine.runtime, str(engine.threads))
+
+
+def open_reference(run: Run) -> FullModel:
+    """What the files of a run are compared with: its full model or, of a compressed run, that of the run it was made from."""
+    return _of_keras(run.full_model(), run.full_file) if run.full_file.name == FULL else open_full(run)
+
+
+def _of_keras(model: Any, path: Path) -> FullModel:
+    return FullModel(answering(model), path, model.output_shape[-1], int(model.count_params()), *runtime_names(), model)
 
 
 def answering(model: Any) -> Callable[[Pixels], Any]:

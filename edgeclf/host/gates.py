@@ -9,7 +9,7 @@ import numpy as np
 from edgeclf.core.card import Io
 from edgeclf.core.errors import QualityError
 from edgeclf.core.results import PairedDrop
-from edgeclf.core.tflite import PASSES_VALUES_ON, TfliteModel, scheme
+from edgeclf.core.tflite import PASSES_VALUES_ON, TfliteModel, named_scheme, scheme
 from edgeclf.runtime.engine import Scores
 
 SAME_AS_KERAS = 1e-4
@@ -26,12 +26,12 @@ def check_structure(model: TfliteModel, variant: str, io: Io, labels: int) -> No
     if outputs != labels:
         raise QualityError(f"{variant}: the network has {outputs} outputs for {labels} labels; train again on this data")
     found = scheme(model)
-    if found != variant:
+    if found != named_scheme(variant):
         raise QualityError(f"{variant}: its tensors are {found}, not {variant}{_culprit(model)}")
     for name, tensor in (("input", model.input), ("output", model.output)):
         if tensor.type != io:
             raise QualityError(f"{variant}: its {name} is {tensor.type}, not {io}")
-    if variant == "int8":
+    if named_scheme(variant) == "int8":
         _check_integers_only(model)
     wanted = (INPUT_SCALE,), (ZERO_POINTS.get(io),)
     if io != "float32" and (model.input.scales, model.input.zero_points) != wanted:

@@ -74,9 +74,9 @@ def quantize(float32: bytes, variant: str, ranges: Ranges | None = None, io: Io 
         return float32
     if variant not in RECIPES:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
-    if variant == "int8" and ranges is None:
-        raise ConfigError("int8 needs calibration ranges")
-    statistics = _statistics(float32, ranges) if variant == "int8" and ranges else None
+    if variant in CALIBRATED and ranges is None:
+        raise ConfigError(f"{variant} needs calibration ranges")
+    statistics = _statistics(float32, ranges) if variant in CALIBRATED and ranges else None
 
     def make() -> bytes:
         from litert_quantizer import quantizer
@@ -209,8 +209,21 @@ def _int8() -> Any:
     return recipe.static_wi8_ai8()
 
 
-RECIPES = {"float16": _float16, "dynamic-w8": _dynamic, "int8": _int8}
+def _weight_only() -> Any:
+    from litert_quantizer import recipe
+
+    return recipe.weight_only_wi8_afp32()
+
+
+def _w8a16() -> Any:
+    from litert_quantizer import recipe
+
+    return recipe.static_wi8_ai16()
+
+
+RECIPES = {"float16": _float16, "dynamic-w8": _dynamic, "weight-only-w8": _weight_only, "int8": _int8, "w8a16": _w8a16}
 VARIANTS = ("float32", *RECIPES)
+CALIBRATED = ("int8", "w8a16")
 
 
 def _made(make: Callable[[], bytes], complaint: str) -> bytes:

@@ -41,7 +41,7 @@ from edgeclf.host import compare, report_html, timing, wording
 from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import open_full
+from edgeclf.host.full_model import open_reference
 from edgeclf.host.plots import History, read_history
 from edgeclf.host.run import HISTORY, ONNX, Run
 from edgeclf.host.timing import Timing
@@ -112,7 +112,7 @@ def measure(
 ) -> Comparison:
     """Answers, accuracy and latency of the full model and every entrant, on the test part alone."""
     machine = this_machine()  # before the work, which is load too
-    reference = open_full(run)
+    reference = open_reference(run)
     models: dict[str, Infer] = {FULL: reference.infer, **{e.name: e.infer for e in entrants}}
     test, truth = dataset.parts["test"], dataset.classes_of("test")
     with bar("answering test pictures") as report:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from edgeclf.core.recipe import Recipe, read_recipe
 RUNS = Path("runs")
 RECIPE, CARD, MODEL, HISTORY, CURVES, SPLIT = "recipe.toml", "card.json", "model.keras", "history.csv", "curves.png", "split.json"
 FLOAT32, ONNX = "model.tflite", "model.onnx"  # instead of model.keras in a run that was imported without a Keras network
+FULL, RANGES = "full.keras", "ranges.json"  # of a compressed run: the network before, and what quantisation-aware training found
 STARTED = "started.json"  # the last file of a start: what has it can be resumed
 
 
@@ -54,6 +57,27 @@ class Run:
         keras = self.folder / MODEL
         return keras if keras.is_file() or not self.imported else next((p for p in others if p.is_file()), keras)
 
+    @property
+    def full_file(self) -> Path:
+        """The network that everything is compared with: the run's own, or what a compressed run was made from."""
+        full = self.folder / FULL
+        return full if full.is_file() else self.model_file
+
+    @property
+    def trained_for_int8(self) -> bool:
+        """Whether quantisation-aware training was the last step."""
+        return (self.folder / RANGES).is_file()
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Ranges by layer that quantisation-aware training found; none of another run. Raises ModelError when damaged."""
+        if not self.trained_for_int8:
+            return {}
+        try:
+            found = json.loads((self.folder / RANGES).read_text(encoding="utf-8"))
+            return {str(name): (float(low), float(high)) for name, (low, high) in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"{self.folder / RANGES}: is damaged; compress again") from error
+
     def exported(self, variant: str) -> Path:
         """Where the file of that variant lies or would lie."""
         return self.folder / f"{self.name}-{variant}.tflite"
@@ -67,11 +91,20 @@ class Run:
 
         Raises ModelError when the file is missing or damaged, or the run was imported without a Keras network.
         """
+        path = self.model_file
+        if self.card.sha256 and path.name == MODEL and path.is_file() and sha256_of(path) != self.card.sha256:
+            raise ModelError(f"{path}: was altered after its training (SHA-256 differs from its card); copy the run again")
+        return self._loaded(path)
+
+    def full_model(self) -> Any:
+        """As `model`, of `full_file`."""
+        return self._loaded(self.full_file) if (self.folder / FULL).is_file() else self.model()
+
+    def _loaded(self, path: Path) -> Any:
         from edgeclf.host import custom
         from edgeclf.host.keras import keras
 
-        path = self.model_file
-        if path.name != MODEL:
+        if path.name not in (MODEL, FULL):
             raise ModelError(
                 f"{path}: this run was imported as {path.suffix} and holds no Keras network, which is needed here; "
                 f"import the .keras or .h5 file that it was made from"
@@ -87,6 +120,14 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"
             raise ModelError(f"{path}: {reason}; copy the run again, or train again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, hexadecimal. Raises ModelError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}; copy the run again, or train again") from error
 
 
 def open_run(folder: Path | None = None) -> Run:

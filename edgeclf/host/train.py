@@ -24,7 +24,7 @@ from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
 from edgeclf.host.data import Dataset, make_dataset, open_catalogue, place_of, reopen
 from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.full_model import measure
-from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run
+from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run, sha256_of
 
 _PACKAGES = ("edgeclf", "tensorflow", "tf-keras", "numpy", "opencv-python")
 
@@ -59,7 +59,7 @@ def start(
     options = options or Options()
     folder = _worker_folder(folder, options)
     if folder:
-        _check_free(folder)
+        check_free(folder)
     distribute.strategy_of(options.strategy)
     catalogue = open_catalogue(data)
     options, started_from = startable(recipe, len(catalogue.labels), options, say, bar)
@@ -70,21 +70,28 @@ def start(
         "split": recipe.split,
         "recipe": recipe.name,
         "seed": recipe.training.seed,
-        "versions": _versions(),
         "options": asdict(options),
         "weights": started_from,
-        "command": redacted(shlex.join(["edgeclf", *sys.argv[1:]])),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **new_provenance(),
     }
     recipe = _settled(recipe, dataset)
     folder = folder or _new_folder(f"{recipe.name}-{data_name(data)}")
     with files.locked(folder):
-        _check_free(folder)  # another may have started there while this one read pictures
+        check_free(folder)  # another may have started there while this one read pictures
         recipe = custom.keep(recipe, folder)
         files.write_text(folder / RECIPE, config.to_toml(recipe))
-        files.write_json(folder / SPLIT, _named_split(dataset))
+        files.write_json(folder / SPLIT, named_split(dataset))
         files.write_json(folder / STARTED, provenance)
     return Job(folder, recipe, dataset, provenance, options)
+
+
+def new_provenance() -> dict[str, Any]:
+    """What the card says of every run that is made now: versions, command line, time."""
+    return {
+        "versions": _versions(),
+        "command": redacted(shlex.join(["edgeclf", *sys.argv[1:]])),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _worker_folder(folder: Path | None, options: Options) -> Path | None:
@@ -104,7 +111,8 @@ def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
     return recipe
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Raise ConfigError when the folder holds a run, finished or not."""
     if (folder / STARTED).exists():
         state = "a finished" if (folder / CARD).exists() else "an interrupted"
         raise ConfigError(f"{folder}: already holds {state} run; choose another --out, or --resume an interrupted one")
@@ -124,14 +132,17 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
         raise ConfigError(f"{folder}: is finished; nothing to resume")
     if not (folder / STARTED).exists():
         raise ConfigError(f"{folder}: holds no interrupted run")
-    provenance, recipe = _provenance(folder / STARTED), read_recipe(folder / RECIPE)
+    provenance, recipe = read_provenance(folder / STARTED), read_recipe(folder / RECIPE)
+    if "compressed_from" in provenance:
+        raise ConfigError(f"{folder}: holds an interrupted compression; go on with it: edgeclf compress --resume --out {folder}")
     options = config.build(Options, provenance.get("options", {}), str(folder / STARTED))
     distribute.strategy_of(options.strategy)
     dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
     return Job(folder, recipe, dataset, provenance, options)
 
 
-def _provenance(path: Path) -> dict[str, Any]:
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What a run was started from. Raises ConfigError when the file does not say it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and {"data", "fingerprint", "split"} <= found.keys():
@@ -172,6 +183,7 @@ def _finish(job: Job, model: Any, state: State) -> Run:
         outputs="logits",
         provenance={**job.provenance, "epochs": len(history), "seconds": round(sum(r["seconds"] for r in history), 1)},
         accuracy={"model": accuracy},
+        sha256=sha256_of(job.folder / MODEL),
     )
     files.write_text(job.folder / CARD, card.to_json())
     for path in (job.folder / CHECKPOINT, *job.folder.glob(f".{Path(CHECKPOINT).stem}-*")):  # also of a killed training
@@ -179,7 +191,8 @@ def _finish(job: Job, model: Any, state: State) -> Run:
     return open_run(job.folder)
 
 
-def _named_split(dataset: Dataset) -> dict[str, Any]:
+def named_split(dataset: Dataset) -> dict[str, Any]:
+    """The names of the pictures of each part, and those that were skipped with the reason."""
     names = dataset.catalogue.names
     return {"skipped": dataset.shards.skipped, **{part: [names[i] for i in chosen] for part, chosen in dataset.parts.items()}}
 
