@@ -30,7 +30,7 @@ TRAINING = HEAVY | {
 ALLOWED = {
     "core": {"numpy", "cv2"},
     "runtime": {"numpy", "cv2", "libcamera", "picamera2"} | ENGINES,
-    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow"} | ENGINES | TRAINING,
+    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow", "tflite_micro"} | ENGINES | TRAINING,
     "cli": {"typer", "click", "rich", "numpy", "cv2"},
     "": set[str](),
 }
@@ -147,6 +147,12 @@ def test_a_picture_is_classified_where_tensorflow_cannot_be_imported(fixtures_fo
     done = run_without_training("predict", fixtures_folder / "tiny-int8.tflite", picture, "--json")
     assert done.returncode == 0, done.stderr
     assert '"label"' in done.stdout
+
+
+def test_a_file_is_verified_where_tensorflow_cannot_be_imported(fixtures_folder: Path) -> None:
+    """A board proves by itself that it computes what was shipped."""
+    done = run_without_training("verify", fixtures_folder / "tiny-int8.tflite")
+    assert (done.returncode, "bit-exact" in done.stdout) == (0, True), done.stderr
 
 
 def test_files_are_measured_calibrated_and_compared_where_tensorflow_cannot_be_imported(

@@ -83,7 +83,9 @@ def test_the_wheel_carries_recipes_devices_and_the_report_template(wheel: Path) 
         files = {f"edgeclf/{kind}/{p.name}" for p in (REPOSITORY / kind).iterdir()}
         assert files
         assert files <= names
-    assert {"edgeclf/py.typed", "edgeclf/host/report.html.j2", "edgeclf/host/gallery.html.j2"} <= names
+    templates = {f"edgeclf/host/{p.name}" for p in (REPOSITORY / "edgeclf/host").glob("*.j2")}
+    assert {"edgeclf/host/report.html.j2", "edgeclf/host/gallery.html.j2", "edgeclf/host/snippet_ios.swift.j2"} <= templates
+    assert templates | {"edgeclf/py.typed"} <= names
     assert all(name.startswith(("edgeclf/", "edgeclf-")) for name in names)
 
 
@@ -139,6 +141,7 @@ WORKS: dict[str, tuple[tuple[str, ...], Check]] = {
     "devices": (("devices", "--json"), lambda out: "raspberry-pi-4" in {d["name"] for d in json.loads(out)}),
     "predict": (("predict", "tiny-int8.tflite", PICTURE), lambda out: "red square" in out),
     "inspect": (("inspect", "tiny-int8.tflite"), lambda out: "int8" in out and "yellow bars" in out),
+    "verify": (("verify", "tiny-int8.tflite"), lambda out: "bit-exact; here " in out),
     "shipped model": (("predict", "compact-cifar10", PICTURE, "--json"), lambda out: '"score"' in out),
     "inspect data": (("inspect", "shapes"), lambda out: "yellow bars" in out),
     "evaluate": (("evaluate", "tiny-int8.tflite", "shapes", "--json"), lambda out: json.loads(out)["accuracy"]["top1"] == 1.0),

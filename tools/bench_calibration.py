@@ -35,7 +35,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import calibration, quantize
+from edgeclf.host import activations, calibration, quantize
 from edgeclf.host.data import make_dataset, open_catalogue
 from edgeclf.runtime.latency import peak_memory
 float32, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[3])
@@ -43,7 +43,7 @@ split = {"seed": 1, "val": 0.001, "val_pictures": 10, "test": 0.001}
 dataset = make_dataset(open_catalogue(sys.argv[2]), load_recipe("resnet8"), split)
 chosen = calibration.draw(dataset, count, 1)
 began = time.perf_counter()
-ranges = quantize.record_ranges(float32, chosen.batches())
+ranges = activations.record_ranges(float32, chosen.batches())
 quantize.quantize(float32, "int8", ranges)
 seconds = time.perf_counter() - began
 peak = peak_memory() / 2**20

@@ -15,23 +15,29 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "emulated_pi"))
-from build import BOARDS, default_home
 from prepare import PICTURES
-from run import command, environment
 
+from edgeclf.core.errors import MissingExtra
+from edgeclf.host.emulate import QEMU_CPUS, command, default_home, environment
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 PREPARE = Path(__file__).resolve().parent / "emulated_pi" / "prepare.py"
 SHOWN = 10
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--device", choices=BOARDS, nargs="+", required=True)
+    options.add_argument("--device", choices=QEMU_CPUS, nargs="+", required=True)
     options.add_argument("--home", type=Path, default=default_home(), help="default: %(default)s")
     options.add_argument("--pictures", type=int, default=PICTURES, help="default: %(default)s")
     asked = options.parse_args()
     home, arguments = asked.home.resolve(), [str(PREPARE), str(asked.pictures)]
     here = lines([sys.executable, *arguments])
-    results = [compare(device, here, lines(command(home, device, arguments), environment(home))) for device in asked.device]
+    try:
+        guests = {device: command(home, device, arguments) for device in asked.device}
+    except MissingExtra as error:
+        raise SystemExit(str(error)) from error
+    results = [compare(device, here, lines(guest, environment(home, CHECKOUT))) for device, guest in guests.items()]
     print(json.dumps(results, indent=2))
     sys.exit(0 if all(result["identical"] for result in results) else 1)
 

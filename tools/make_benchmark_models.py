@@ -18,7 +18,7 @@ from edgeclf.core.bundle import attach
 from edgeclf.core.card import ModelCard
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import architectures, quantize
+from edgeclf.host import activations, architectures, quantize
 from edgeclf.host.keras import keras
 from edgeclf.host.metadata import with_metadata
 
@@ -40,7 +40,7 @@ def write(name: str, model: Any, folder: Path) -> Path:
     height, width, _ = shape = model.input_shape[1:]
     noise = np.random.RandomState(0).randint(0, 256, (8, *shape)).astype(np.uint8)
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    ranges = quantize.record_ranges(float32, [noise])
+    ranges = activations.record_ranges(float32, [noise])
     labels = tuple(f"class {i:03d}" for i in range(model.output_shape[-1]))
     card = ModelCard(name, labels, ImageSpec(width, height), variant="int8", io="uint8")
     path = folder / f"{name}-int8.tflite"

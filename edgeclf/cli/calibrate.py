@@ -59,7 +59,7 @@ def calibrate(
             run = open_run(model)
             recalibrate.calibrate_run(run, pictures(data, run, model), temperature, wish, progress, tell)
         else:
-            card = read_bundle(model).card if data is None and model.suffix != ".onnx" else None
+            card = read_bundle(model).card if data is None else None
             catalogue = pictures(data, home_of(model, card) if card else None, model)
             tell(recalibrate.calibrate_file(model, catalogue, temperature, wish, progress))
     finally:

@@ -161,8 +161,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     bundle = read_file(path)
     size = file_size(path)
     facts: dict[str, Any] = {"file": str(path), "file_bytes": size.file_bytes, "gzip_bytes": size.gzip_bytes}
-    if path.suffix.lower() != ".onnx":
-        facts |= _structure_facts(bundle)
+    facts |= _graph_facts(bundle) if path.suffix.lower() == ".onnx" else _structure_facts(bundle)
     trial, card = _trial(bundle)
     return facts | _card_facts(bundle, card) | trial
 
@@ -184,6 +183,20 @@ def _structure_facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _graph_facts(bundle: Bundle) -> dict[str, Any]:
+    """As `_structure_facts`, of an ONNX file."""
+    from collections import Counter
+
+    model = bundle.graph
+    ends = {"input": model.inputs[0], "output": model.outputs[0]}
+    return {
+        "precision": bundle.precision,
+        "opset": model.opset,
+        **{name: {"name": end.name, "shape": list(end.shape), "type": end.type} for name, end in ends.items()},
+        "operators": dict(Counter(node.operator for node in model.nodes).most_common()),
+    }
+
+
 def _tensor_facts(tensor: Any) -> dict[str, Any]:
     scale, zero = (tensor.scales[0], tensor.zero_points[0]) if tensor.scales else (None, None)
     return {"shape": list(tensor.shape), "type": tensor.type, "scale": scale, "zero_point": zero}
@@ -196,14 +209,12 @@ def _card_facts(bundle: Bundle, known: ModelCard | None) -> dict[str, Any]:
         return {"card": None, "labels": list(bundle.labels)}
     card = json.loads(shown.to_json())
     del card["self_test"]
-    checked = {"sha256": "matches the card"} if bundle.card else {}
+    checked = {"sha256": "matches the card"} if shown.sha256 else {}
     return {**checked, "labels": card.pop("labels"), "card": card}
 
 
 def _trial(bundle: Bundle) -> tuple[dict[str, Any], ModelCard | None]:
     """Whether it runs here, and whether it computes what was shipped; and its own card, which ONNX shows only when open."""
-    from dataclasses import asdict
-
     from edgeclf.runtime.selftest import self_test
 
     try:
@@ -211,7 +222,7 @@ def _trial(bundle: Bundle) -> tuple[dict[str, Any], ModelCard | None]:
         result = self_test(classifier.engine, classifier.card)
     except EdgeclfError as error:
         return {"runs_here": False, "reason": str(error)}, None
-    facts = {"runs_here": True, "runtime": classifier.engine.runtime, "self_test": asdict(result) if result else None}
+    facts = {"runs_here": True, "runtime": classifier.engine.runtime, "self_test": result.to_json() if result else None}
     return facts, classifier.card if classifier.own else None
 
 

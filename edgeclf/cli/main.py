@@ -15,6 +15,7 @@ from edgeclf.cli import (
     compare,
     compress,
     data,
+    debug_quant,
     evaluate,
     export,
     imports,
@@ -69,6 +70,7 @@ app.command(rich_help_panel=TRAIN)(choose.crossval)
 app.command("import", rich_help_panel=TRAIN)(imports.import_)
 app.command(rich_help_panel=TRAIN)(compress.compress)
 app.command(rich_help_panel=TRAIN)(export.export)
+app.command("debug-quant", rich_help_panel=TRAIN)(debug_quant.debug_quant)
 app.command(rich_help_panel=TRAIN)(report.report)
 app.command(rich_help_panel=TRAIN)(understand.probe)
 app.command(rich_help_panel=TRAIN)(compare.compare)

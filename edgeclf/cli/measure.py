@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,16 @@ from edgeclf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from edgeclf.core.results import Latency
+    from edgeclf.host.emulate import Count
     from edgeclf.runtime.classifier import Classifier
     from edgeclf.runtime.latency import Bench
+
+
+class Board(StrEnum):
+    """The choices of --emulate."""
+
+    pi4 = "pi4"
+    pi5 = "pi5"
 
 
 def predict(
@@ -58,6 +67,9 @@ def bench(
         str, typer.Option(metavar="N|sweep", help="Threads of the interpreter, or 'sweep' for 1 to all cores.")
     ] = "sweep",
     seconds: Annotated[float, typer.Option(help="Time to measure for, all settings together.", min=0.2)] = 4.0,
+    emulate: Annotated[
+        list[Board] | None, typer.Option(help="Also count instructions on this board, emulated; a count is no latency.")
+    ] = None,
     labels: Labels = None,
     normalize: Normalize = None,
     as_json: Json = False,
@@ -72,14 +84,39 @@ def bench(
 
     file = shipped.resolve(file)
     wanted = None if threads == "sweep" else [_count(threads)]
+    counts = _instructions(file, emulate) if emulate else []
     with progress(f"timing {file.name}") as report:
         found = latency.bench(
             file, wanted, str(labels) if labels else None, pair(normalize) if normalize else None, seconds, report
         )
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), **({"emulated": [c.to_json() for c in counts]} if emulate else {})})
     else:
         _print_bench(found)
+        for counted in counts:
+            print(_counted(counted))
+
+
+def _instructions(file: Path, boards: list[Board]) -> list[Count]:
+    """Counted before anything is timed, so that a missing emulator is told at once."""
+    from edgeclf.host import emulate
+    from edgeclf.runtime.classifier import read_file
+
+    bundle, home = read_file(file), emulate.default_home()
+    with progress("counting instructions") as report:
+        counts = []
+        for number, board in enumerate(dict.fromkeys(boards)):
+            report(number, len(boards))
+            counts.append(emulate.count(bundle, board.value, home))
+    return counts
+
+
+def _counted(count: Count) -> str:
+    from edgeclf.host.emulate import NAMES
+
+    same = "the same bits as here" if count.identical else f"logits differ from those here by up to {count.largest_difference:g}"
+    figure = f"{count.instructions:,} instructions for one inference, one thread (a count, not a latency)"
+    return f"emulated {NAMES[count.device]}: {figure}; {same}"
 
 
 def _count(threads: str) -> int:

@@ -1,6 +1,7 @@
 """The deployable file: a TFLite flatbuffer, and behind it a stored zip with `labels.txt` and `edgeclf.json`, the model card.
 
 Clients that know nothing of the card read the flatbuffer and ignore the rest; phone libraries find the labels in the zip.
+An ONNX file has the card as an entry `edgeclf.json` of its own metadata. Its SHA-256 there is of the bytes without that entry.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from edgeclf.core import onnx
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError
 from edgeclf.core.flatbuffer import Flatbuffer, Table
-from edgeclf.core.tflite import IDENTIFIER, TfliteModel, read_model
+from edgeclf.core.tflite import IDENTIFIER, TfliteModel, read_model, scheme
 
 LABELS, CARD = "labels.txt", "edgeclf.json"
+CARD_SHA256 = "edgeclf.json.sha256"  # in ONNX alone; the zip has checksums of its own
 METADATA, METADATA_IDENTIFIER = "TFLITE_METADATA", b"M001"
 # Slots of ModelMetadata and SubGraphMetadata, and AssociatedFileType TENSOR_AXIS_LABELS, of TFLite's metadata_schema.fbs.
 SUBGRAPHS, INPUT_TENSORS, OUTPUT_TENSORS, AXIS_LABELS = 3, 2, 3, 2
@@ -42,8 +45,9 @@ _ZIP_ERRORS = (
 class Bundle:
     """A deployable file, read and checked.
 
-    `model` is the flatbuffer alone. `card` is None for a file that edgeclf did not write; `labels` then come from its
-    TFLite Metadata, empty when that names none. `name` is what messages call the file.
+    `model` is the flatbuffer alone, or the ONNX model without its card. `card` is None for a file that edgeclf did not
+    write; `labels` then come from its TFLite Metadata, empty when that names none. `name` is what messages call the file,
+    and tells one kind from the other.
     """
 
     model: bytes
@@ -56,6 +60,20 @@ class Bundle:
         """Tensors, operators and metadata of the model. Raises ModelError."""
         return read_model(self.model, self.name)
 
+    @cached_property
+    def graph(self) -> onnx.OnnxModel:
+        """The same of an ONNX model. Raises ModelError."""
+        return onnx.read_model(self.model, self.name)
+
+    @property
+    def precision(self) -> str:
+        """The compression scheme that the tensors show. Raises ModelError."""
+        return onnx.scheme(self.graph) if onnx.is_onnx(self.name) else scheme(self.structure)
+
+    def with_card(self, card: ModelCard) -> bytes:
+        """The whole file, with `card` in it. Raises ModelError."""
+        return attach_onnx(self.model, card) if onnx.is_onnx(self.name) else attach(self.model, card)
+
 
 def read_bundle(path: Path | str) -> Bundle:
     """The deployable file at `path`, checked: whole, unaltered since its export, as many labels as outputs.
@@ -67,6 +85,8 @@ def read_bundle(path: Path | str) -> Bundle:
 
 def parse_bundle(data: bytes, where: str) -> Bundle:
     """As `read_bundle`, for bytes that are already in memory; `where` names them in messages."""
+    if onnx.is_onnx(where):
+        return _parse_onnx(data, where)
     model, entries = _split(data, where)
     card = _checked_card(model, entries, where) if CARD in entries else None
     structure = read_model(model, where)
@@ -95,6 +115,48 @@ def attach(model: bytes, card: ModelCard) -> bytes:
     return data
 
 
+def attach_onnx(model: bytes, card: ModelCard) -> bytes:
+    """As `attach`, for an ONNX model: two entries of its metadata, at the end of the file, the card and its checksum."""
+    model, _, _ = _split_onnx(model, card.name)
+    text = replace(card, sha256=hashlib.sha256(model).hexdigest()).to_json()
+    data = onnx.with_metadata(onnx.with_metadata(model, CARD, text), CARD_SHA256, _sha256_of(text))
+    _parse_onnx(data, card.name)
+    return data
+
+
+def _split_onnx(data: bytes, where: str) -> tuple[bytes, str | None, str | None]:
+    """(the model, its card, the checksum of that); the latter two None where there are none."""
+    data, text = onnx.split_metadata(data, CARD, where)
+    model, checksum = onnx.split_metadata(data, CARD_SHA256, where)
+    return model, text, checksum
+
+
+def _parse_onnx(data: bytes, where: str) -> Bundle:
+    """A card with neither checksum was put there by other means than `attach_onnx`, and there is nothing to compare."""
+    model, text, checksum = _split_onnx(data, where)
+    bundle = Bundle(model, name=where)
+    classes = bundle.graph.outputs[0].shape[-1:]
+    if text is None and checksum is None:
+        return bundle
+    altered = ModelError(f"{where}: its model card was altered after its export; export or copy it again")
+    if text is None or checksum not in (None, _sha256_of(text)):
+        raise altered
+    card = ModelCard.from_json(text, where)
+    if bool(card.sha256) != (checksum is not None):
+        raise altered
+    if card.sha256:
+        _check_sha256(model, card, where)
+    if classes not in ((), (-1,), (len(card.labels),)):
+        raise ModelError(
+            f"{where}: it has {len(card.labels)} labels for {classes[0]} outputs; export it again with one label per class"
+        )
+    return replace(bundle, card=card, labels=card.labels)
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def _entry(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o100644 << 16
@@ -119,13 +181,17 @@ def model_bytes(path: Path) -> bytes:
 
 def _checked_card(model: bytes, entries: dict[str, bytes], where: str) -> ModelCard:
     card = ModelCard.from_json(entries[CARD], where)
+    _check_sha256(model, card, where)
+    if entries.get(LABELS) != _labels_text(card.labels).encode("utf-8"):
+        raise ModelError(f"{where}: {LABELS} and the labels in the model card differ; export it again")
+    return card
+
+
+def _check_sha256(model: bytes, card: ModelCard, where: str) -> None:
     if hashlib.sha256(model).hexdigest() != card.sha256:
         raise ModelError(
             f"{where}: the model was altered after its export (SHA-256 differs from its card); export or copy it again"
         )
-    if entries.get(LABELS) != _labels_text(card.labels).encode("utf-8"):
-        raise ModelError(f"{where}: {LABELS} and the labels in the model card differ; export it again")
-    return card
 
 
 def _split(data: bytes, where: str) -> tuple[bytes, dict[str, bytes]]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeclf.core import onnx
 from edgeclf.core.card import Io
 from edgeclf.core.errors import QualityError
+from edgeclf.core.onnx import OnnxModel
 from edgeclf.core.results import PairedDrop
 from edgeclf.core.tflite import PASSES_VALUES_ON, TfliteModel, named_scheme, scheme
 from edgeclf.runtime.engine import Scores
@@ -41,7 +43,21 @@ def check_structure(model: TfliteModel, variant: str, io: Io, labels: int) -> No
         )
 
 
-def check_agreement(keras: Scores, file: Scores) -> float:
+def check_onnx(model: OnnxModel, variant: str, labels: int) -> None:
+    """The same of an ONNX model: float32 pictures in, as many probabilities as labels out, and the scheme of its name."""
+    outputs = model.outputs[0].shape[-1] if model.outputs[0].shape else 0
+    if outputs != labels:
+        raise QualityError(f"onnx-{variant}: the network has {outputs} outputs for {labels} labels; train again on this data")
+    found = onnx.scheme(model)
+    if found != named_scheme(variant):
+        raise QualityError(f"onnx-{variant}: its tensors are {found}, not {variant}")
+    if len(model.inputs) != 1:
+        raise QualityError(f"onnx-{variant}: it takes {len(model.inputs)} inputs; an image classifier takes one picture")
+    if onnx.logits_tensor(model) is None:
+        raise QualityError(f"onnx-{variant}: it does not end in a Softmax of logits")
+
+
+def check_agreement(keras: Scores, file: Scores, variant: str = "float32") -> float:
     """The float32 file computes what the Keras model does; returns the largest difference of two logits.
 
     Within 1e-4, relative to the largest logit where that is above 1: float sums of another order differ in proportion.
@@ -49,7 +65,9 @@ def check_agreement(keras: Scores, file: Scores) -> float:
     largest = float(np.max(np.abs(keras - file), initial=0.0))
     limit = SAME_AS_KERAS * max(1.0, float(np.abs(keras).max(initial=0.0)))
     if not largest <= limit:
-        raise QualityError(f"float32: its logits differ from the Keras model's by {largest:.3g}; at most {limit:.3g} is allowed")
+        raise QualityError(
+            f"{variant}: its logits differ from the Keras model's by {largest:.3g}; at most {limit:.3g} is allowed"
+        )
     return largest
 
 
@@ -75,12 +93,12 @@ def check_probabilities(variant: str, probabilities: Scores, step: float) -> Non
         raise QualityError(f"{variant}: its probabilities sum to {sums[np.argmax(np.abs(sums - 1))]:.3g}, not 1")
 
 
-def check_drop(variant: str, drop: PairedDrop) -> None:
-    """The accuracy did not collapse."""
+def check_drop(variant: str, drop: PairedDrop, instead: str = "--float16 or --dynamic") -> None:
+    """The accuracy did not collapse; `instead` names the options that may do better."""
     if drop.interval.low > COLLAPSE:
         raise QualityError(
             f"{variant}: top-1 collapses by {drop.drop * 100:.1f} points (95% interval {drop.interval.low * 100:.1f} to "
-            f"{drop.interval.high * 100:.1f}) on {drop.total} held-out pictures; try --float16 or --dynamic"
+            f"{drop.interval.high * 100:.1f}) on {drop.total} held-out pictures; try {instead}"
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeclf.core.bundle import CARD
-from edgeclf.core.card import ModelCard
+from edgeclf.core.bundle import CARD, CARD_SHA256
 from edgeclf.core.errors import MissingExtra, ModelError
+from edgeclf.core.onnx import split_metadata
 from edgeclf.host.house import LOGITS, NORMALISATION, Normalize, affine, single_remark
 
 
@@ -30,15 +30,11 @@ def house_onnx(model: bytes, normalize: Normalize | None, classes: int, where: s
     return bytes(tree.SerializeToString()), notes
 
 
-def with_card(model: bytes, card: ModelCard) -> bytes:
-    """`model` with `card` in its metadata; one that was there is replaced."""
-    tree = read(model, card.name)
-    kept = [entry for entry in tree.metadata_props if entry.key != CARD]
-    del tree.metadata_props[:]
-    tree.metadata_props.extend(kept)
-    entry = tree.metadata_props.add()
-    entry.key, entry.value = CARD, card.to_json()
-    return bytes(tree.SerializeToString())
+def without_card(model: bytes, where: str) -> bytes:
+    """`model` with what `attach_onnx` put into its metadata taken out."""
+    for key in (CARD, CARD_SHA256):
+        model, _ = split_metadata(model, key, where)
+    return model
 
 
 def parameters(model: bytes, where: str) -> int:

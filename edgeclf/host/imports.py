@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from edgeclf.core import config, files
-from edgeclf.core.bundle import Bundle, model_bytes, read_bundle
+from edgeclf.core.bundle import Bundle, attach_onnx, read_bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import MEAN, STD, Colour, Fit, ImageSpec
@@ -170,14 +170,17 @@ class _Asked:
         """Of an ONNX file, which stays one."""
         from edgeclf.host.house_onnx import house_onnx
 
-        data, where = model_bytes(self.path), str(self.path)
+        bundle, where = read_bundle(self.path), str(self.path)
         runtime = onnxruntime()
-        probe.check(data, where, "onnxruntime", f"onnxruntime {runtime.__version__} (CPU)")
-        data, notes = house_onnx(data, self.normalize, len(self.labels), where)
+        if bundle.card is not None:
+            foreign.refuse_overrides(where, self.labels, (0.0, 1.0) if self.normalize else None)
+        probe.check(bundle.model, where, "onnxruntime", f"onnxruntime {runtime.__version__} (CPU)")
+        data, notes = house_onnx(bundle.model, self.normalize, len(self.labels), where)
         single = self.normalize is None or max(map(len, self.normalize)) == 1
         scalar = (self.normalize[0][0], self.normalize[1][0]) if self.normalize and single else None
-        own = OnnxEngine(Bundle(data, name=where), None, True, self.labels, scalar if single else (MEAN, STD)).card
-        image = replace(own.image, fit=self.fit, colour=self._colour(own.image.channels))
+        opened = Bundle(data, bundle.card, name=where)
+        own = OnnxEngine(opened, None, True, self.labels, scalar if single else (MEAN, STD)).card
+        image = own.image if bundle.card else replace(own.image, fit=self.fit, colour=self._colour(own.image.channels))
         return _Found(ONNX, data, own.labels, image, own.outputs, "ONNX", tuple(notes))
 
     def _spec(self, shape: tuple[int, ...]) -> ImageSpec:
@@ -244,9 +247,7 @@ def _write(folder: Path, path: Path, found: _Found, normalize: Normalize | None)
     card = ModelCard(name, found.labels, image, outputs=outputs, provenance=provenance)
     data = found.data
     if found.file == ONNX:
-        from edgeclf.host.house_onnx import with_card
-
-        data = with_card(data, replace(card, provenance={k: v for k, v in provenance.items() if k != "command"}))
+        data = attach_onnx(data, replace(card, provenance={k: v for k, v in provenance.items() if k != "command"}))
     with files.locked(folder):
         files.write_text(folder / RECIPE, config.to_toml(recipe))
         files.write_bytes(folder / found.file, data)

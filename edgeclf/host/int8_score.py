@@ -8,11 +8,11 @@ import numpy as np
 
 from edgeclf.core.bundle import Bundle
 from edgeclf.core.tflite import read_model
-from edgeclf.host import qat, quantize
+from edgeclf.host import activations, qat, quantize
+from edgeclf.host.activations import Ranges
 from edgeclf.host.compare import batches, predictions
 from edgeclf.host.compression import Setting
 from edgeclf.host.qat import LayerRanges
-from edgeclf.host.quantize import Ranges
 from edgeclf.host.timing import interleaved
 from edgeclf.runtime.engine import Engine, open_engine
 
@@ -48,4 +48,4 @@ def int8_engine(model: Any, ranges: LayerRanges, setting: Setting) -> Engine:
 
 def _float32(model: Any, setting: Setting) -> tuple[bytes, Ranges]:
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    return float32, quantize.record_ranges(float32, setting.calibration.batches())
+    return float32, activations.record_ranges(float32, setting.calibration.batches())

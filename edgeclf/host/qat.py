@@ -12,8 +12,8 @@ from typing import Any
 
 from edgeclf.core.errors import ModelError
 from edgeclf.core.tflite import TfliteModel
+from edgeclf.host.activations import INPUT_RANGE, Ranges
 from edgeclf.host.keras import keras, tensorflow, tfmot
-from edgeclf.host.quantize import INPUT_RANGE, Ranges
 from edgeclf.host.quiet import hushed, quiet
 from edgeclf.host.sparsity import copy_of
 

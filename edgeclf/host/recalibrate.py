@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from edgeclf.core import calibrate, files
-from edgeclf.core.bundle import attach, read_bundle
+from edgeclf.core.bundle import read_bundle
 from edgeclf.core.calibrate import Answered, Calibration, Temperature, Threshold
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import Catalogue
@@ -17,7 +17,6 @@ from edgeclf.core.progress import Bar, no_bar
 from edgeclf.host.comparison import FULL
 from edgeclf.host.evaluation import evaluate_run
 from edgeclf.host.run import CARD, Run
-from edgeclf.runtime import onnx
 from edgeclf.runtime.accuracy import Evaluation, evaluate, validation
 from edgeclf.runtime.classifier import from_bundle
 
@@ -80,8 +79,6 @@ def calibrate_file(path: Path, catalogue: Catalogue, temperature: bool, threshol
     The model in it, its SHA-256 and its self-test stay. Raises ConfigError for a file without a card of its own, DataError
     where `runtime.accuracy.validation` finds no picture that is fair.
     """
-    if onnx.is_onnx(path.name):
-        raise ConfigError(f"{path}: the card in an ONNX file cannot be changed yet; calibrate the .tflite file")
     bundle = read_bundle(path)
     if bundle.card is None:
         raise ConfigError(f"{path}: carries no model card to keep a temperature or thresholds in")
@@ -90,7 +87,7 @@ def calibrate_file(path: Path, catalogue: Catalogue, temperature: bool, threshol
     with bar(f"answering with {path.name}") as report:
         found = evaluate(classifier, catalogue, indices, progress=report)
     fitted = fit(found, path.name, which, temperature, thresholds)
-    files.write_bytes(path.resolve(), attach(bundle.model, fitted.card))
+    files.write_bytes(path.resolve(), bundle.with_card(fitted.card))
     return fitted
 
 

@@ -34,9 +34,9 @@ from edgeclf.core import files
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels
+from edgeclf.core.onnx import is_onnx
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Size
-from edgeclf.core.tflite import scheme
 from edgeclf.host import compare, report_html, timing, wording
 from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
@@ -50,7 +50,7 @@ from edgeclf.runtime.engine import Scores, open_engine
 from edgeclf.runtime.latency import Machine, file_size, this_machine
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
-FLOAT32 = "float32"
+FLOAT32, ONNX_PREFIX = "float32", "onnx-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,7 @@ def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unu
     """
     paths = run.exports()
     if not paths and run.model_file.name == ONNX:
-        raise ConfigError(
-            f"{run.folder}: an ONNX run has no exported files to compare; measure it: edgeclf evaluate {run.model_file} DATA"
-        )
+        raise ConfigError(f"{run.folder}: nothing exported yet; first: edgeclf export {run.folder} --onnx-int8")
     if not paths:
         raise ConfigError(f"{run.folder}: nothing exported yet; first: edgeclf export {run.folder} --all")
     entrants, unusable = [], []
@@ -166,6 +164,7 @@ def _enter(run: Run, path: Path, threads: int | None) -> Entrant:
     if found.shape != (1, len(run.card.labels)):
         raise ModelError(f"it answers with shape {found.shape} for one picture of {len(run.card.labels)} classes")
     name = path.stem.removeprefix(f"{run.name}-")
+    name = f"{ONNX_PREFIX}{name}" if is_onnx(path.name) else name
     return Entrant(name, path, bundle, engine.infer, engine.runtime, engine.threads, file_size(path))
 
 
@@ -192,7 +191,7 @@ def _variant(
     labels: tuple[str, ...],
     times: dict[str, Timing],
 ) -> Variant:
-    card, precision = entrant.bundle.card, scheme(entrant.bundle.structure)
+    card, precision = entrant.bundle.card, entrant.bundle.precision
     over_float32 = timing.speedup(times[FLOAT32], model.timing) if FLOAT32 in times and entrant.name != FLOAT32 else None
     return Variant(
         model=model,

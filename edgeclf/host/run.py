@@ -78,13 +78,13 @@ class Run:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"{self.folder / RANGES}: is damaged; compress again") from error
 
-    def exported(self, variant: str) -> Path:
-        """Where the file of that variant lies or would lie."""
-        return self.folder / f"{self.name}-{variant}.tflite"
+    def exported(self, variant: str, suffix: str = ".tflite") -> Path:
+        """Where the file of that variant lies or would lie; `suffix` may be `.onnx`."""
+        return self.folder / f"{self.name}-{variant}{suffix}"
 
     def exports(self) -> list[Path]:
-        """Every deployable file in the folder, by name."""
-        return sorted(self.folder.glob(f"{self.name}-*.tflite"))
+        """Every deployable file in the folder, by kind and name."""
+        return [path for suffix in (".tflite", ".onnx") for path in sorted(self.folder.glob(f"{self.name}-*{suffix}"))]
 
     def model(self) -> Any:
         """The trained float `tf_keras.Model`: float32 (pictures, height, width, channels) of (pixel - 128) / 128 → logits.

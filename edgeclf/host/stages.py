@@ -30,7 +30,7 @@ def _channels(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outco
     )
     facts = {"what": pruned.what, "before": pruned.before, "after": pruned.after, "channels_gone": pruned.gone}
     trained, history = fine_tuned(stage, narrow, folder, setting)
-    return Outcome(trained, history, facts)
+    return Outcome(_unwrapped(trained, narrow), history, facts)
 
 
 def _sparsity(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outcome:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeclf.core.onnx import is_onnx
 from edgeclf.core.results import paired_drop
 from edgeclf.host.comparison import Unusable, Variant, Verdict
 from edgeclf.host.timing import speedup
@@ -56,7 +57,11 @@ def _could_show(variant: Variant) -> bool:
 
 
 def _choose(variants: Sequence[Variant]) -> Variant | None:
-    """The smallest; or, of those that are nearly as small, one that is measurably faster than it."""
+    """The smallest; or, of those that are nearly as small, one that is measurably faster than it.
+
+    An ONNX file only where there is no other: it needs a runtime that a base install leaves out.
+    """
+    variants = [v for v in variants if not is_onnx(v.model.file)] or variants
     if not variants:
         return None
     chosen = smallest = _smallest(variants)

@@ -111,12 +111,11 @@ load = Classifier.load
 
 
 def read_file(path: Path) -> Bundle:
-    """The deployable file at `path`, checked as `core.bundle` does; an ONNX file is only read.
+    """The deployable file at `path`, checked as `core.bundle` does.
 
     A bare name that is no file here means the shipped model of that name. Raises ModelError.
     """
-    path = shipped.resolve(path)
-    return onnx.read_onnx(path) if onnx.is_onnx(path.name) else read_bundle(path)
+    return read_bundle(shipped.resolve(path))
 
 
 def from_bundle(
@@ -138,9 +137,11 @@ def from_bundle(
 def _from_onnx(
     bundle: Bundle, threads: int | None, labels: tuple[str, ...], normalize: Normalize | None, probed: bool
 ) -> Classifier:
+    if bundle.card is not None:
+        foreign.refuse_overrides(bundle.name, labels, normalize)
     engine = onnx.OnnxEngine(bundle, threads, probed, labels, normalize)
     carded = replace(bundle, card=engine.card)
-    return Classifier(engine, engine.card, engine.own, lambda wanted: onnx.OnnxEngine(carded, wanted, probed=True))
+    return Classifier(engine, engine.card, bundle.card is not None, lambda wanted: onnx.OnnxEngine(carded, wanted, probed=True))
 
 
 def given_labels(labels: Path | str | tuple[str, ...] | None) -> tuple[str, ...]:

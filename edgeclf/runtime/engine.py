@@ -128,7 +128,7 @@ class TfliteEngine:
     ) -> None:
         self.threads = threads
         self._runtime = runtime.name
-        with _without_greeting():
+        with without_greeting():
             self._interpreter = _interpreter(runtime, data, name, threads)
         given, answer = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         self._input, self._output = given["index"], answer["index"]
@@ -219,7 +219,7 @@ def _interpreter(runtime: TfliteRuntime, data: bytes, name: str, threads: int) -
 
 
 @contextlib.contextmanager
-def _without_greeting() -> Iterator[None]:
+def without_greeting() -> Iterator[None]:
     """Hold back the line "INFO: Created TensorFlow Lite XNNPACK delegate", which LiteRT writes once below Python.
 
     No setting silences it. Whatever else is written to standard error meanwhile is passed on.

@@ -7,28 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from edgeclf.core.bundle import CARD, Bundle, model_bytes
+from edgeclf.core.bundle import Bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import MissingExtra, ModelError
 from edgeclf.core.image import Colour, ImageSpec, Pixels
+from edgeclf.core.onnx import is_onnx as is_onnx
+from edgeclf.core.onnx import logits_view
 from edgeclf.runtime.engine import Normalize, Scores
+from edgeclf.runtime.probe_child import plain
 
 INPUT_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 SMALLEST = np.float32(1e-12)  # a probability of 0 has no logarithm
 
 
-def is_onnx(name: str) -> bool:
-    """By its name: ONNX files have no identifier."""
-    return name.lower().endswith(".onnx")
-
-
-def read_onnx(path: Path) -> Bundle:
-    """The file's bytes; its card and labels are read when it is opened. Raises ModelError."""
-    return Bundle(model_bytes(path), name=str(path))
-
-
 class OnnxEngine:
-    """A model in ONNX Runtime on the CPU; `card` is the file's own, or made from its input, `labels` and `normalize`."""
+    """A model in ONNX Runtime on the CPU; `card` is the file's own, or made from its input, `labels` and `normalize`.
+
+    A file that ends in Softmax is run up to what feeds it, which are the logits.
+    """
 
     def __init__(
         self, bundle: Bundle, threads: int | None, probed: bool, labels: tuple[str, ...] = (), normalize: Normalize | None = None
@@ -36,15 +32,18 @@ class OnnxEngine:
         runtime = onnxruntime()
         self.runtime = f"onnxruntime {runtime.__version__} (CPU)"
         self.threads = threads or 1
+        view = logits_view(bundle.model, bundle.name)
         if not probed:
             from edgeclf.runtime import probe
 
-            probe.check(bundle.model, bundle.name, "onnxruntime", self.runtime)
-        self._session = _session(runtime, bundle, self.threads)
+            probe.check(view, bundle.name, "onnxruntime", self.runtime)
+        self._session = _session(runtime, view, bundle.name, self.threads)
         self._given = self._session.get_inputs()[0]
         self._channels_first, size = _layout(self._session, bundle.name)
-        self.own = bundle.card is None and bool(_stored_card(self._session))
-        self.card = bundle.card or _card(self._session, bundle.name, size, labels, normalize)
+        softmax = view is not bundle.model
+        self.card = bundle.card or _made_up(self._session, bundle.name, size, labels, normalize, softmax)
+        _check_size(self.card, size, bundle.name)
+        self._probabilities = self.card.outputs == "probabilities" and not softmax
         self._mean, self._std = np.float32(self.card.image.mean), np.float32(self.card.image.std)
 
     def infer(self, batch: Pixels) -> Scores:
@@ -61,14 +60,14 @@ class OnnxEngine:
         if self._channels_first:
             given = np.ascontiguousarray(given.transpose(0, 3, 1, 2))
         scores = self._run(given).reshape(-1).astype(np.float32, copy=False)
-        # softmax(log(p)) = p, so a file that ends in softmax is undone exactly enough for its answer to stay the same
-        return np.log(np.maximum(scores, SMALLEST)) if self.card.outputs == "probabilities" else scores
+        # softmax(log(p)) = p, so probabilities of another origin are undone exactly enough for the answer to stay the same
+        return np.log(np.maximum(scores, SMALLEST)) if self._probabilities else scores
 
     def _run(self, given: Any) -> Scores:
         try:
             answer: Scores = self._session.run(None, {self._given.name: given})[0]
         except Exception as error:  # every failure has a class of its own, all below Exception
-            raise ModelError(f"the model fails while it computes: {' '.join(str(error).split())[:200]}") from error
+            raise ModelError(f"the model fails while it computes: {plain(error)[:200]}") from error
         return answer
 
 
@@ -81,13 +80,13 @@ def onnxruntime() -> Any:
     return runtime
 
 
-def _session(runtime: Any, bundle: Bundle, threads: int) -> Any:
+def _session(runtime: Any, model: bytes, where: str, threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
     try:
-        return runtime.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # every failure has a class of its own, all below Exception
-        raise ModelError(f"{bundle.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{where}: ONNX Runtime cannot load it: {plain(error)[:200]}") from error
 
 
 def _layout(session: Any, where: str) -> tuple[bool, tuple[int, int, int]]:
@@ -107,15 +106,16 @@ def _layout(session: Any, where: str) -> tuple[bool, tuple[int, int, int]]:
     raise ModelError(f"{where}: its input has shape {shape}; a picture has 1 or 3 channels")
 
 
-def _card(
-    session: Any, where: str, size: tuple[int, int, int], labels: tuple[str, ...], normalize: Normalize | None
+def _check_size(card: ModelCard, size: tuple[int, int, int], where: str) -> None:
+    if card.image.shape != size:
+        raise ModelError(f"{where}: its input is {size}, its model card says {card.image.shape}; export it again")
+
+
+def _made_up(
+    session: Any, where: str, size: tuple[int, int, int], labels: tuple[str, ...], normalize: Normalize | None, softmax: bool
 ) -> ModelCard:
     from edgeclf.runtime import foreign
 
-    stored = _stored_card(session)
-    if stored:
-        foreign.refuse_overrides(where, labels, normalize)
-        return ModelCard.from_json(stored, where)
     height, width, channels = size
     given = session.get_inputs()[0]
     if given.type == "tensor(float)" and normalize is None:
@@ -125,12 +125,8 @@ def _card(
     classes = session.get_outputs()[0].shape[-1]
     labels = foreign.fit_labels(labels, classes, where)
     image = ImageSpec(width, height, "stretch", colour, mean, std)
-    outputs = "probabilities" if _gives_probabilities(session, given) else "logits"
+    outputs = "probabilities" if softmax or _gives_probabilities(session, given) else "logits"
     return ModelCard(Path(where).stem, labels, image, outputs=outputs)  # type: ignore[arg-type]
-
-
-def _stored_card(session: Any) -> str:
-    return str(session.get_modelmeta().custom_metadata_map.get(CARD, ""))
 
 
 def _gives_probabilities(session: Any, given: Any) -> bool:

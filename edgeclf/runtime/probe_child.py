@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,15 @@ def main() -> int:
         print("it needs too much memory")
         return 1
     except Exception as error:  # whatever the runtime calls it, it is an answer
-        print(" ".join(str(error).split()) or type(error).__name__)
+        print(plain(error))
         return 1
     return 0
+
+
+def plain(error: Exception) -> str:
+    """What a runtime complains of, in one line, without the place in its own source that ONNX Runtime puts before it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ .*?\) (?=[A-Z]))?", "", text)
 
 
 def limit(memory: int, seconds: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 
 import numpy as np
@@ -80,6 +81,42 @@ def test_missing_run_and_misplaced_io_exit_with_2(trained, cli_here, tmp_path):
     answer = cli_here("export", "--float16", "--io", "int8", cwd=trained)
     assert answer.code == 2
     assert "add --int8" in answer.stderr
+
+
+def test_c_source_and_snippets_come_beside_the_files_that_they_are_of(trained, cli_here, tmp_path):
+    """C of the int8 file alone, snippets of each; where they lie and what the arena is are told."""
+    answer = cli_here("export", "runs/colours", "--float32", "--int8", "--c-array", "--snippets", "--out", tmp_path, cwd=trained)
+    assert answer.code == 0, answer.text
+    assert {path.name for path in tmp_path.glob("*.[ch]")} == {"colours-int8.h", "colours-int8.c"}
+    for variant in ("float32", "int8"):
+        assert (tmp_path / f"colours-{variant}-snippets" / "PictureClassifier.kt").is_file()
+        assert f"colours-{variant}-snippets: with_edgeclf.py, plain_litert.py, PictureClassifier.kt" in answer.stdout
+    assert re.search(r"note: colours-int8.h and colours-int8.c: [\d,]+ bytes of tensor arena", answer.stderr)
+
+
+def test_files_beside_are_in_the_json_row_of_their_file(trained, cli_here, tmp_path):
+    """With --io int8, which phones refuse: the note says so, and the snippets are those of Python."""
+    asked = ("--int8", "--io", "int8", "--c-array", "--snippets", "--out", tmp_path, "--json")
+    (row,) = json.loads(cli_here("export", "runs/colours", *asked, cwd=trained).stdout)["files"]
+    assert row["c_array"]["arena_bytes"] > 1000
+    assert row["c_array"]["header"] == str(tmp_path / "colours-int8.h")
+    assert [path.rpartition("/")[2] for path in row["snippets"]] == ["with_edgeclf.py", "plain_litert.py"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"), [(("--float16",), "add --int8"), (("--io", "float32"), "take --io int8 or uint8")]
+)
+def test_c_source_of_what_microcontrollers_do_not_take_is_refused_before_any_work(options, advice, trained, cli_here, tmp_path):
+    """Exit code 2, one line, no file."""
+    answer = cli_here("export", "runs/colours", "--c-array", *options, "--out", tmp_path, cwd=trained)
+    assert (answer.code, advice in answer.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_snippets_of_no_tflite_file_are_refused(trained, cli_here):
+    """ONNX files get none; exit code 2 and what to add."""
+    answer = cli_here("export", "runs/colours", "--onnx", "--snippets", cwd=trained)
+    assert (answer.code, "add --int8 or leave --snippets out" in answer.stderr) == (2, True)
 
 
 def test_base_install_says_which_extra_to_install(cli_here, monkeypatch):

@@ -11,7 +11,7 @@ from edgeclf.core.errors import ConfigError, QualityError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import architectures, gates, quantize
+from edgeclf.host import activations, architectures, gates, quantize
 from edgeclf.host import train as training
 from edgeclf.host.architectures import attention
 from edgeclf.host.architectures.alexnet import local_response
@@ -224,7 +224,7 @@ def test_int8_file_is_int8_throughout_and_answers_as_the_network_does(name):
     model = _lively(_small(name))
     pictures = _coloured(model)
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    file = quantize.quantize(float32, "int8", quantize.record_ranges(float32, [pictures]))
+    file = quantize.quantize(float32, "int8", activations.record_ranges(float32, [pictures]))
     structure = read_model(file, name)
     gates.check_structure(structure, "int8", "uint8", 2)
     assert len(gates.float_islands(structure)) == (4 if name == "alexnet" else 0)
@@ -242,7 +242,7 @@ def test_an_operator_without_int8_kernel_excuses_no_other():
     x = layers.Conv2D(4, 1)(tensorflow().abs(local_response(layers.Conv2D(4, 3)(inputs))))
     model = keras().Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    file = quantize.quantize(float32, "int8", quantize.record_ranges(float32, [_coloured(model)]))
+    file = quantize.quantize(float32, "int8", activations.record_ranges(float32, [_coloured(model)]))
     with pytest.raises(QualityError, match="operator ABS still computes in floats"):
         gates.check_structure(read_model(file, "file"), "int8", "uint8", 2)
 

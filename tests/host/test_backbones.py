@@ -12,7 +12,7 @@ from edgeclf.core.errors import ConfigError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import architectures, export, objective, quantize, weight_files
+from edgeclf.host import activations, architectures, export, objective, quantize, weight_files
 from edgeclf.host.architectures.backbones import CAFFE, SYMMETRIC, TORCH, WANTED
 from edgeclf.host.augment import normalise
 from edgeclf.host.keras import keras
@@ -171,7 +171,7 @@ def test_float32_and_int8_files_take_raw_pixels_and_pass_their_self_test(name):
     model = _lively(_build(name), normalise(_pictures(16)))
     pictures = _pictures(60).astype(np.uint8)
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    int8 = quantize.quantize(float32, "int8", quantize.record_ranges(float32, [pictures]), "uint8")
+    int8 = quantize.quantize(float32, "int8", activations.record_ranges(float32, [pictures]), "uint8")
     given = read_model(int8, "int8").input
     assert (given.type, list(given.scales), list(given.zero_points)) == ("uint8", [1 / 128], [128])
     expected = model(normalise(pictures[:8]), training=False).numpy()

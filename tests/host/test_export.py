@@ -18,6 +18,7 @@ from edgeclf.host.export import export
 from edgeclf.host.keras import keras
 from edgeclf.host.run import MODEL, open_run
 from edgeclf.runtime.engine import open_engine
+from edgeclf.runtime.selftest import self_test
 
 ALL = ["float32", "float16", "dynamic-w8", "int8"]
 SIZE = 12
@@ -101,6 +102,12 @@ def test_float32_agrees_with_keras_and_int8_nearly(exported):
     assert exported["float32"].largest_logit_difference < 1e-4
     assert exported["float32"].agreement == 1.0
     assert exported["int8"].agreement > 0.9
+
+
+def test_golden_floats_come_back_to_the_bit(exported):
+    """Nine digits are enough for a float32, so `verify` can say bit-exact of float files too."""
+    bundle = read_bundle(exported["float32"].path)
+    assert self_test(open_engine(bundle), bundle.card).difference == 0.0
 
 
 @pytest.mark.parametrize("variant", ALL)

@@ -12,7 +12,7 @@ import pytest
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.tflite import read_model
-from edgeclf.host import graphs, house, house_onnx, import_child, imports, keras_files, quantize
+from edgeclf.host import activations, graphs, house, house_onnx, import_child, imports, keras_files, quantize
 from edgeclf.host.data import open_catalogue, open_dataset
 from edgeclf.host.export import export
 from edgeclf.host.full_model import open_full
@@ -294,7 +294,7 @@ def test_a_graph_with_its_batch_written_into_it_is_calibrated_one_by_one():
 
     foreign = bytes(tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()]).convert())
     made, _ = house_tflite(foreign, HALF, 3, "x.tflite")
-    ranges = quantize.record_ranges(made, [random.randint(0, 256, (7, SIDE, SIDE, 3)).astype(np.uint8)])
+    ranges = activations.record_ranges(made, [random.randint(0, 256, (7, SIDE, SIDE, 3)).astype(np.uint8)])
     assert ranges.pictures == 7
     assert len(quantize.quantize(made, "int8", ranges)) < len(made)
 

@@ -7,7 +7,7 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.tflite import logits_view, read_model, scheme
-from edgeclf.host import quantize
+from edgeclf.host import activations, quantize
 from edgeclf.host.keras import keras, tensorflow
 from edgeclf.host.metadata import with_metadata
 
@@ -52,7 +52,7 @@ def float32(network):
 
 @pytest.fixture(scope="module")
 def ranges(float32):
-    return quantize.record_ranges(float32, [_pictures(60)])
+    return activations.record_ranges(float32, [_pictures(60)])
 
 
 def test_float32_file_computes_what_the_keras_model_does(network, float32):
@@ -71,7 +71,7 @@ def test_tensors_are_what_the_variant_is_called(float32, ranges, variant):
 @pytest.mark.parametrize(("io", "zero_point"), [("uint8", 128), ("int8", 0)])
 def test_quantised_input_is_the_pixel_itself(float32, io, zero_point):
     """Scale 1/128 and zero point 128 (uint8) or 0 (int8), exactly, even when calibration saw nothing but grey."""
-    ranges = quantize.record_ranges(float32, [np.full((50, SIZE, SIZE, 3), 128, np.uint8)])
+    ranges = activations.record_ranges(float32, [np.full((50, SIZE, SIZE, 3), 128, np.uint8)])
     given = read_model(quantize.quantize(float32, "int8", ranges, io), io).input
     assert (given.type, given.scales, given.zero_points) == (io, (1 / 128,), (zero_point,))
 
@@ -113,8 +113,8 @@ def test_same_model_and_pictures_give_the_same_bytes(network, float32, ranges):
 def test_ranges_do_not_depend_on_the_batches(float32):
     """One at a time or all at once: the same ranges, unlike the moving average of litert-quantizer's own calibration."""
     pictures = _pictures(30)
-    whole = quantize.record_ranges(float32, [pictures])
-    single = quantize.record_ranges(float32, (pictures[i : i + 1] for i in range(30)))
+    whole = activations.record_ranges(float32, [pictures])
+    single = activations.record_ranges(float32, (pictures[i : i + 1] for i in range(30)))
     assert whole.pictures == single.pictures == 30
     assert {n: pytest.approx(r, rel=1e-5, abs=1e-6) for n, r in single.by_tensor.items()} == whole.by_tensor
 
@@ -131,27 +131,27 @@ def test_calibration_pictures_are_streamed(float32):
             yield _pictures(10, seed=i)
             alive.pop()
 
-    assert quantize.record_ranges(float32, batches()).pictures == 50
+    assert activations.record_ranges(float32, batches()).pictures == 50
     assert most == 1
 
 
 def test_no_calibration_picture_is_refused(float32):
     """Ranges out of nothing would make a file that answers noise."""
     with pytest.raises(DataError, match="no calibration picture"):
-        quantize.record_ranges(float32, [])
+        activations.record_ranges(float32, [])
 
 
 def test_a_few_outlying_pictures_do_not_stretch_the_range():
     """One in a hundred a hundred times as bright: the range ends at 1.5 times the rest; clean pictures keep their extremes."""
     highs = np.linspace(0.9, 1.0, 100, dtype=np.float32)
-    assert quantize.robust_range(-highs, highs) == (-1.0, 1.0)
+    assert activations.robust_range(-highs, highs) == (-1.0, 1.0)
     highs[50] = 100
-    assert quantize.robust_range(0 * highs, highs) == (0.0, pytest.approx(1.5, rel=0.01))
+    assert activations.robust_range(0 * highs, highs) == (0.0, pytest.approx(1.5, rel=0.01))
 
 
 def test_range_always_holds_zero():
     """Padding is zero and must be exact, even where every value is positive."""
-    assert quantize.robust_range(np.full(5, 2, np.float32), np.full(5, 3, np.float32)) == (0.0, 3.0)
+    assert activations.robust_range(np.full(5, 2, np.float32), np.full(5, 3, np.float32)) == (0.0, 3.0)
 
 
 def test_large_weights_lie_inside_the_flatbuffer_and_aligned():
@@ -160,7 +160,7 @@ def test_large_weights_lie_inside_the_flatbuffer_and_aligned():
     inputs = layers.Input((SIZE, SIZE, 3))
     model = quantize.with_softmax(keras().Model(inputs, layers.Dense(3)(layers.Dense(700)(layers.Flatten()(inputs)))))
     float32 = quantize.to_float32(model)
-    made = quantize.quantize(float32, "int8", quantize.record_ranges(float32, [_pictures(50)]))
+    made = quantize.quantize(float32, "int8", activations.record_ranges(float32, [_pictures(50)]))
     card = ModelCard("large", ("a", "b", "c"), ImageSpec(SIZE, SIZE), variant="int8", io="uint8")
     assert len(_outputs(with_metadata(made, card), _pictures(2))) == 2
     from ai_edge_litert import schema_py_generated as schema

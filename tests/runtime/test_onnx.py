@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import edgeclf
+from edgeclf.core.bundle import attach_onnx
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec
@@ -64,6 +67,35 @@ def test_a_card_in_the_metadata_is_followed(tmp_path: Path) -> None:
         edgeclf.load(path, labels=("x", "y", "z"))
 
 
+def test_logits_are_what_stands_before_the_softmax(tmp_path: Path) -> None:
+    """To the bit, and not the logarithm of rounded probabilities; inputs that saturate a softmax keep their distance."""
+    card = ModelCard("x", ("r", "g", "b"), ImageSpec(4, 4, mean=0.0, std=1.0))
+    soft = edgeclf.load(write(tmp_path / "x.onnx", [1, 4, 4, 3], softmax=True, card=card))
+    assert soft.logits(BLUE).tolist() == [0.0, 0.0, 255.0]
+
+
+def test_an_altered_file_and_one_of_another_size_than_its_card_are_refused(tmp_path: Path) -> None:
+    """As a TFLite file: before any runtime sees it, or when its input shows."""
+    model = write(tmp_path / "x.onnx", [1, 4, 4, 3], softmax=True).read_bytes()
+    data = attach_onnx(model, ModelCard("x", ("r", "g", "b"), ImageSpec(4, 4)))
+    (tmp_path / "a.onnx").write_bytes(data.replace(b"means", b"moans"))
+    with pytest.raises(ModelError, match=r"a\.onnx: the model was altered after its export"):
+        edgeclf.load(tmp_path / "a.onnx")
+    (tmp_path / "b.onnx").write_bytes(attach_onnx(model, ModelCard("x", ("r", "g", "b"), ImageSpec(8, 8))))
+    with pytest.raises(ModelError, match=r"its input is \(4, 4, 3\), its model card says \(8, 8, 3\)"):
+        edgeclf.load(tmp_path / "b.onnx")
+
+
+def test_an_operator_set_that_the_runtime_does_not_know_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Its own words say up to which it goes."""
+    tree = onnx.load_model(write(tmp_path / "x.onnx", [1, 4, 4, 3], softmax=True))
+    tree.opset_import[0].version = 99
+    (tmp_path / "x.onnx").write_bytes(tree.SerializeToString())
+    with pytest.raises(ModelError, match=r"x\.onnx: .*99") as refused:
+        edgeclf.load(tmp_path / "x.onnx", normalize=(0.0, 1.0))
+    assert "\n" not in str(refused.value)
+
+
 def test_what_cannot_be_used_is_explained(tmp_path: Path) -> None:
     """Missing normalisation, two inputs, another rank, no ONNX at all."""
     with pytest.raises(ModelError, match="--normalize MEAN,STD"):
@@ -77,9 +109,22 @@ def test_what_cannot_be_used_is_explained(tmp_path: Path) -> None:
         edgeclf.load(tmp_path / "d.onnx")
 
 
-def test_inspect_shows_the_card_of_an_onnx_file(tmp_path: Path, cli_here: Any) -> None:
-    """It lies in the metadata, which only the open model shows; no checksum of it is compared, and none is claimed."""
+def test_inspect_shows_the_card_and_the_graph_of_an_onnx_file(tmp_path: Path, cli_here: Any) -> None:
+    """A checksum is claimed where the card has one, and only there."""
     card = ModelCard("x", ("r", "g", "b"), ImageSpec(4, 4, mean=0.0, std=255.0), outputs="logits")
-    found = json.loads(cli_here("inspect", write(tmp_path / "x.onnx", [1, 4, 4, 3], card=card), "--json").stdout)
+    path = write(tmp_path / "x.onnx", [1, 4, 4, 3], card=card)
+    found = json.loads(cli_here("inspect", path, "--json").stdout)
     assert (found["runs_here"], found["labels"], found["card"]["name"]) == (True, ["r", "g", "b"], "x")
+    assert (found["opset"], found["input"]["shape"], found["operators"]["ReduceMean"]) == (13, [1, 4, 4, 3], 1)
     assert "sha256" not in found
+    path.write_bytes(attach_onnx(path.read_bytes(), card))
+    assert json.loads(cli_here("inspect", path, "--json").stdout)["sha256"] == "matches the card"
+
+
+def test_a_device_reads_the_card_without_the_package_onnx(tmp_path: Path) -> None:
+    """In a fresh interpreter that has ONNX Runtime and cannot import onnx."""
+    path = write(tmp_path / "x.onnx", [1, 4, 4, 3], softmax=True)
+    path.write_bytes(attach_onnx(path.read_bytes(), ModelCard("x", ("r", "g", "b"), ImageSpec(4, 4))))
+    code = "import sys; sys.modules['onnx'] = None; import edgeclf; print(edgeclf.load(sys.argv[1]).labels)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "('r', 'g', 'b')", done.stderr

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
+from edgeclf.host.emulate import PYTHONS, default_home
+
 HERE = Path(__file__).resolve().parent
 LOCK = HERE.parent.parent / "locks" / "base.lock"
 CORES = 4
-PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 GLIBC_MINORS = 17, 24, 26, 27, 28, 31, 34, 35, 36
 UNUSED = "tmp dev run root home mnt media srv opt var usr/share/doc usr/share/man usr/share/locale"
 
@@ -32,7 +33,6 @@ class Board:
     """What CPU detection reads of a board. `part` and `variant` are fields of Arm's MIDR register."""
 
     model: str
-    qemu_cpu: str
     features: str
     variant: int
     part: int
@@ -41,10 +41,9 @@ class Board:
 
 
 BOARDS = {
-    "pi4": Board("Raspberry Pi 4 Model B Rev 1.5", "cortex-a72", "fp asimd evtstrm crc32 cpuid", 0, 0xD08, 3, 1_800_000),
+    "pi4": Board("Raspberry Pi 4 Model B Rev 1.5", "fp asimd evtstrm crc32 cpuid", 0, 0xD08, 3, 1_800_000),
     "pi5": Board(
         "Raspberry Pi 5 Model B Rev 1.0",
-        "cortex-a76",
         "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
         4, 0xD0B, 1, 2_400_000,
     ),
@@ -59,12 +58,6 @@ def main() -> None:
     asked = options.parse_args()
     build(asked.home.resolve(), asked.suite, asked.mirror or host_mirror())
     print(f"built in {asked.home}; try: python tools/emulated_pi/run.py --home {asked.home} --device pi4 -- -m edgeclf models")
-
-
-def default_home() -> Path:
-    from edgeclf.core.files import cache_folder
-
-    return cache_folder() / "emulated-pi"
 
 
 def build(home: Path, suite: str, mirror: str) -> None:

@@ -1,6 +1,6 @@
-"""Run a model on prepared pictures and keep its raw outputs; on an emulated Pi, mark three invocations for the counter.
+"""Run as a file: a model on prepared pictures, its raw outputs kept; on an emulated Pi, three invocations marked for the counter.
 
-    python invoke.py MODEL.tflite PICTURES.npy OUTPUTS.npy
+    python -P emulated_invoke.py MODEL.tflite PICTURES.npy OUTPUTS.npy
 
 PICTURES is uint8 (pictures, height, width, channels), OUTPUTS gets the first output tensor's own values (pictures, …).
 Only numpy and LiteRT are imported, so the host and the emulated board run the very same lines.
@@ -15,9 +15,8 @@ import sys
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
-SYS_GETPRIORITY, MARK = 141, 0xED6EC1F  # as in counter.c; the number is that of aarch64
+SYS_GETPRIORITY, MARK = 141, 0xED6EC1F  # as in tools/emulated_pi/counter.c; the number is that of aarch64
 WARM_UPS = 20
 EMPTY_MARKS = 2
 COUNTED_RUNS = 3
@@ -66,6 +65,8 @@ def count_invocations(interpreter: Any) -> None:
 
 
 def main() -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
     model, pictures, outputs = sys.argv[1:]
     interpreter = Interpreter(model_path=model, num_threads=1)
     interpreter.allocate_tensors()
