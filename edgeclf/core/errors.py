@@ -6,7 +6,7 @@
     ├── ModelError        4  a model file is broken, altered, or not an image classifier
     ├── DataError         5  pictures or labels cannot be used
     ├── MissingExtra      6  this verb needs an optional package that is not installed
-    ├── QualityError      7  the result failed a gate, so no file was written
+    ├── QualityError      7  the result failed a gate, so no file was written; or a file does not compute what was shipped
     └── StorageError      8  the disk refused (full, read-only, no permission)
 
 Ctrl-C exits with 130; an error that nobody foresaw exits with 70 and asks for `--debug`.

@@ -11,7 +11,7 @@ from edgeclf.core.bundle import Bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError, QualityError
 from edgeclf.core.image import Pixels
-from edgeclf.core.onnx import read_model
+from edgeclf.core.onnx import read_model, scheme
 from edgeclf.core.progress import Bar
 from edgeclf.host import gates, house_onnx, quantize_onnx
 from edgeclf.host.calibration import CalibrationSet
@@ -30,6 +30,9 @@ def in_variant(float32: bytes, variant: str, card: ModelCard, chosen: Calibratio
     """The float32 model, or its int8 form calibrated on `chosen`. Raises ModelError."""
     if variant == "float32":
         return float32
+    found = scheme(read_model(float32, "onnx-int8"))
+    if found != "float32":
+        raise ModelError(f"onnx-int8: the model is {found} already; import it as it was before that, in floats")
     with bar("calibrating for ONNX") as report:
         ranges = quantize_onnx.record_ranges(float32, card.image, chosen.batches(report))
     return quantize_onnx.quantize(float32, ranges)

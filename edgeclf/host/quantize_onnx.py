@@ -76,7 +76,7 @@ def quantize(float32: bytes, ranges: Ranges) -> bytes:
                 f"onnx-int8: onnxruntime's quantiser refused the model: {lines[0][:300]}; run again as: edgeclf --debug …"
             ) from error
     _leave_logits(made)
-    del made.graph.value_info[:]
+    del made.graph.value_info[:], made.metadata_props[:]  # sizes that everybody infers again, and the quantiser's own notes
     return serialized(made)
 
 
@@ -161,9 +161,8 @@ def _inferred(model: bytes) -> Any:
     from onnx import shape_inference
 
     tree = shape_inference.infer_shapes(house_onnx.read(model, "float32 model"))
-    given = tree.graph.input[0]
-    if given.type.tensor_type.elem_type != FLOAT:
-        raise ModelError("onnx-int8: the model takes no floats, so it has no range to be set; it is quantised already, or casts")
+    if tree.graph.input[0].type.tensor_type.elem_type != FLOAT:
+        raise ModelError("onnx-int8: the model takes no floats, so its input has no range; import one that takes floats")
     return tree
 
 

@@ -61,12 +61,14 @@ def test_nothing_but_the_answer_reaches_the_terminal(trained, cli, tmp_path):
 
 def test_wrong_network_exits_with_7_in_one_line_and_leaves_no_file(trained, cli_here, tmp_path):
     """A constant network: the reason and no traceback."""
-    from edgeclf.host.run import MODEL, open_run
+    from edgeclf.host.run import CARD, MODEL, open_run, sha256_of
 
     shutil.copytree(trained / "runs" / "colours", tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite"))
-    model = open_run(tmp_path / "colours").model()
+    run = open_run(tmp_path / "colours")
+    model = run.model()
     model.set_weights([np.zeros_like(w) for w in model.get_weights()])
-    model.save(tmp_path / "colours" / MODEL, save_format="keras")
+    model.save(run.folder / MODEL, save_format="keras")
+    (run.folder / CARD).write_text(dataclasses.replace(run.card, sha256=sha256_of(run.folder / MODEL)).to_json())
     answer = cli_here("export", tmp_path / "colours", "--int8")
     assert answer.code == 7
     assert answer.stderr.startswith("edgeclf: ")

