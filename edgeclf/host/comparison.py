@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgeclf.core.calibrate import Calibration
 from edgeclf.core.results import Accuracy, Interval, Size
 from edgeclf.host.compare import Against
+from edgeclf.host.inside import Inside
 from edgeclf.host.timing import Speedup, Timing
 from edgeclf.runtime.latency import Machine
 
@@ -18,7 +20,8 @@ FULL = "full model"
 class Model:
     """One model as measured: where it lies, what ran it, how right it is, how long it takes, how large it is.
 
-    `runtime` names runtime, version and kernels, `threads` what it was allowed to use.
+    `runtime` names runtime, version and kernels, `threads` what it was allowed to use; `trust` is how far its probabilities
+    are off.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Model:
     accuracy: Accuracy
     top5_interval: Interval
     timing: Timing
+    trust: Calibration
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Variant:
     """An exported file: the model in it, and how it compares with the full one.
 
     `precision` is the scheme found in the tensors; `named_right` says whether the name in the card claims the same.
-    `over_float32` is None for float32 itself and when there is no float32 file.
+    `over_float32` is None for float32 itself and when there is no float32 file; `inside` for a file that is not TFLite.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Variant:
     against: Against
     over_full: Speedup
     over_float32: Speedup | None
+    inside: Inside | None = None
 
     @property
     def name(self) -> str:
@@ -132,6 +137,7 @@ class Comparison:
         return {
             **_model(variant.model),
             "io": variant.io,
+            "inside": asdict(variant.inside) if variant.inside else None,
             "precision": variant.precision,
             "named_right": variant.named_right,
             "against_full": {
@@ -156,6 +162,7 @@ def _model(model: Model) -> dict[str, Any]:
         "threads": model.threads,
         "size": asdict(model.size),
         "accuracy": {**model.accuracy.to_json(), "top5_interval": asdict(model.top5_interval)},
+        "calibration": {"ece": model.trust.ece, "confidence": model.trust.confidence, "temperature": model.trust.temperature},
         "latency": {
             **asdict(timing.latency), "p25_ms": timing.p25_ms, "p75_ms": timing.p75_ms, "rounds_ms": list(timing.rounds_ms)
         },

@@ -18,17 +18,31 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe, read_recipe
-from edgeclf.host import calibration, distill, plots, stages
+from edgeclf.host import calibration, custom, distill, plots, stages
 from edgeclf.host.checkpoint import write_history
 from edgeclf.host.compression import Setting, Stage, plan
 from edgeclf.host.data import Dataset, open_dataset, reopen
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.full_model import measure
-from edgeclf.host.keras import keras
 from edgeclf.host.qat import LayerRanges
-from edgeclf.host.run import CARD, CURVES, FULL, HISTORY, MODEL, RANGES, RECIPE, SPLIT, STARTED, Run, open_run, sha256_of
+from edgeclf.host.run import (
+    CARD,
+    CURVES,
+    FULL,
+    HISTORY,
+    MODEL,
+    RANGES,
+    RECIPE,
+    SPLIT,
+    STARTED,
+    Run,
+    load_network,
+    open_run,
+    sha256_of,
+)
 from edgeclf.host.train import check_free, free_folder, named_split, new_provenance, read_provenance
 
+INHERITED = ("data", "fingerprint", "split", "recipe", "seed", "imported")  # of the source's provenance
 STEPS = "steps"  # in the run folder, while it is compressed: a model for each finished step, and the one under way
 
 
@@ -72,7 +86,7 @@ def start(
     folder = folder or free_folder(f"{source.name}-{_suffix(recipe, teacher is not None)}")
     provenance = {
         **new_provenance(),
-        **{key: source.card.provenance[key] for key in ("data", "fingerprint", "split", "recipe", "seed")},
+        **{key: value for key, value in source.card.provenance.items() if key in INHERITED},
         "lineage": source.card.provenance.get("lineage", [_trained(source)]),
         "compressed_from": {"run": str(source.folder.resolve()), "sha256": sha256_of(source.model_file)},
         "teacher": str(teacher.folder.resolve()) if teacher else "",
@@ -81,6 +95,9 @@ def start(
         check_free(folder)
         files.write_text(folder / RECIPE, config.to_toml(recipe))
         files.write_json(folder / SPLIT, named_split(dataset))
+        if custom.is_spec(recipe.model.architecture):
+            own = custom.source(recipe.model.architecture, source.folder)
+            files.write_bytes(folder / own.name, own.read_bytes())
         with files.writing(folder / FULL) as path:
             shutil.copyfile(source.full_file, path)
         files.write_json(folder / STARTED, provenance)
@@ -118,7 +135,7 @@ def compress(job: Job, listeners: Listeners | None = None, on_stage: Callable[[S
         model, history, ranges = job.source.model(), list[dict[str, float]](), LayerRanges()
         lineage = list(job.provenance["lineage"])
         for number, stage in enumerate(job.stages, start=1):
-            done = _Done(job.folder / STEPS / f"{number}-{stage.name}")
+            done = _Done(job.folder / STEPS / f"{number}-{stage.name}", job)
             if not done.finished:
                 on_stage(stage)
                 outcome = stages.perform(stage, model, done.work, setting)
@@ -133,8 +150,8 @@ def compress(job: Job, listeners: Listeners | None = None, on_stage: Callable[[S
 class _Done:
     """What a finished step left: the network and, beside it, its history, facts and ranges; the latter is written last."""
 
-    def __init__(self, stem: Path) -> None:
-        self.work, self.model_file, self.notes = stem, stem.with_suffix(".keras"), stem.with_suffix(".json")
+    def __init__(self, stem: Path, job: Job) -> None:
+        self.work, self.model_file, self.notes, self.job = stem, stem.with_suffix(".keras"), stem.with_suffix(".json"), job
 
     @property
     def finished(self) -> bool:
@@ -147,10 +164,11 @@ class _Done:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def read(self) -> tuple[Any, dict[str, Any]]:
+        """Raises ModelError for a damaged one."""
         try:
             notes: dict[str, Any] = json.loads(self.notes.read_text(encoding="utf-8"))
-            return keras().models.load_model(self.model_file, compile=False, safe_mode=True), notes
-        except (OSError, ValueError) as error:
+            return load_network(self.model_file, self.job.recipe, self.job.folder), notes
+        except (ModelError, OSError, ValueError) as error:
             raise ModelError(f"{self.model_file}: is damaged; remove {self.notes}, and --resume does this step again") from error
 
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from edgeclf.core import files
 from edgeclf.core.bundle import Bundle, read_bundle
+from edgeclf.core.calibrate import calibration
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels
 from edgeclf.core.onnx import is_onnx
@@ -42,6 +43,7 @@ from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.full_model import open_reference
+from edgeclf.host.inside import look_inside
 from edgeclf.host.plots import History, read_history
 from edgeclf.host.run import HISTORY, ONNX, Run
 from edgeclf.host.timing import Timing
@@ -120,7 +122,7 @@ def measure(
 
     def measured(name: str, file: str, runtime: str, threads: str, size: Size) -> Model:
         accuracy, top5 = compare.accuracy(scores[name], truth, dataset.labels)
-        return Model(name, file, runtime, threads, size, accuracy, top5, times[name])
+        return Model(name, file, runtime, threads, size, accuracy, top5, times[name], calibration(scores[name], truth))
 
     full = measured(FULL, reference.path.name, reference.runtime, reference.threads, file_size(reference.path))
     variants = tuple(
@@ -201,6 +203,7 @@ def _variant(
         against=compare.against(scores[FULL], scores[entrant.name], truth, labels),
         over_full=timing.speedup(times[FULL], model.timing),
         over_float32=over_float32,
+        inside=None if is_onnx(entrant.path.name) else look_inside(entrant.bundle.model),
     )
 
 

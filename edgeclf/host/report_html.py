@@ -88,6 +88,7 @@ def render_markdown(comparison: Comparison) -> str:
         "accuracy": "Accuracy",
         "speed": "Speed",
         "sizes": "Size and precision",
+        "inside": "Inside the files",
         "classes": "Recall by class",
     }
     for name, title in titles.items():
@@ -102,8 +103,8 @@ def render_markdown(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> dict[str, Table]:
     makers = (
-        report_tables.glance, report_tables.accuracy, report_tables.speed, report_tables.sizes, report_tables.classes,
-        report_tables.confused_pairs,
+        report_tables.glance, report_tables.accuracy, report_tables.speed, report_tables.sizes, report_tables.inside,
+        report_tables.classes, report_tables.confused_pairs,
     )  # fmt: skip
     return {make.__name__: make(comparison) for make in makers}
 

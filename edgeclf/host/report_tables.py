@@ -110,6 +110,24 @@ def sizes(comparison: Comparison) -> Table:
     return Table(("model", "file", head_ratio, "after gzip", "precision found", "input and output"), tuple(rows), chosen)
 
 
+def inside(comparison: Comparison) -> Table:
+    """What is computed and stored, how much of it is zero, and how far the probabilities are off."""
+    full = comparison.full
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(FULL), Cell(NOTHING), Cell(f"{comparison.parameters:,}", "parameters"), Cell(NOTHING), *_trust(full))
+    ]
+    for v in comparison.variants:
+        found = v.inside
+        counts = (f"{found.macs:,}", f"{found.weights:,}", f"{found.zeros:.1%}") if found else (NOTHING,) * 3
+        rows.append((Cell(v.name), *(Cell(count) for count in counts), *_trust(v.model)))
+    head = ("model", "multiply-accumulates", "weights", "zeros among them", "ECE, points", "mean confidence, %")
+    return Table(head, tuple(rows), _chosen(comparison))
+
+
+def _trust(model: Model) -> tuple[Cell, Cell]:
+    return Cell(f"{100 * model.trust.ece:.2f}"), Cell(f"{100 * model.trust.confidence:.1f}")
+
+
 def classes(comparison: Comparison) -> Table:
     """Recall of each class and its change; for many classes only those that changed most in any variant."""
     found = [v.against.classes for v in comparison.variants]

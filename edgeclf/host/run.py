@@ -101,25 +101,30 @@ class Run:
         return self._loaded(self.full_file) if (self.folder / FULL).is_file() else self.model()
 
     def _loaded(self, path: Path) -> Any:
-        from edgeclf.host import custom
-        from edgeclf.host.keras import keras
-
         if path.name not in (MODEL, FULL):
             raise ModelError(
                 f"{path}: this run was imported as {path.suffix} and holds no Keras network, which is needed here; "
                 f"import the .keras or .h5 file that it was made from"
             )
+        return load_network(path, self.recipe, self.folder)
+
+
+def load_network(path: Path, recipe: Recipe, folder: Path) -> Any:
+    """The `tf_keras.Model` in a `.keras` file of the run in `folder`, whose own file may define layers. Raises ModelError."""
+    from edgeclf.host import custom
+    from edgeclf.host.keras import keras
+
+    try:
         try:
-            try:
-                return keras().models.load_model(path, compile=False, safe_mode=True)
-            except (ValueError, TypeError):
-                if not custom.is_spec(self.recipe.model.architecture):
-                    raise
-            with custom.known_layers(self.recipe.model.architecture, self.folder):  # layers that the user's own file defines
-                return keras().models.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"
-            raise ModelError(f"{path}: {reason}; copy the run again, or train again") from error
+            return keras().models.load_model(path, compile=False, safe_mode=True)
+        except (ValueError, TypeError):
+            if not custom.is_spec(recipe.model.architecture):
+                raise
+        with custom.known_layers(recipe.model.architecture, folder):
+            return keras().models.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = "is missing" if not path.is_file() else f"cannot be loaded: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"{path}: {reason}; copy the run again, or train again") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -139,6 +144,7 @@ def open_run(folder: Path | None = None) -> Run:
         folder = finished[-1].parent
     card = folder / CARD
     if not card.is_file():
-        hint = f"; it was interrupted: edgeclf train --resume --out {folder}" if (folder / STARTED).is_file() else ""
+        verb = "compress" if (folder / FULL).is_file() else "train"
+        hint = f"; it was interrupted: edgeclf {verb} --resume --out {folder}" if (folder / STARTED).is_file() else ""
         raise ConfigError(f"{folder}: not a finished run (no {CARD}){hint}")
     return Run(folder, read_recipe(folder / RECIPE), ModelCard.from_json(card.read_bytes(), str(card)))

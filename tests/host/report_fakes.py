@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeclf.core.calibrate import calibration
 from edgeclf.core.results import Latency, Size
 from edgeclf.host import compare, timing
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
+from edgeclf.host.inside import Inside
 from edgeclf.host.timing import Timing
 from edgeclf.host.verdict import recommend
 from edgeclf.runtime.latency import Machine
@@ -38,7 +40,9 @@ def timed(ms: float, seed: int = 0, noise: float = 0.01, rounds: int = 20) -> Ti
 def model(name: str, scores: compare.Scores, truth: np.ndarray, labels: Sequence[str], kilobytes: int, times: Timing) -> Model:
     accuracy, top5 = compare.accuracy(scores, truth, labels)
     size = Size(kilobytes * 1000, kilobytes * 900)
-    return Model(name, f"photos-{name}.tflite", "LiteRT 2.3.0, XNNPACK", "1", size, accuracy, top5, times)
+    return Model(
+        name, f"photos-{name}.tflite", "LiteRT 2.3.0, XNNPACK", "1", size, accuracy, top5, times, calibration(scores, truth)
+    )
 
 
 def variant(
@@ -52,7 +56,7 @@ def variant(
     return Variant(
         model(name, after, truth, labels, kilobytes or KILOBYTES[name], times), "uint8" if found == "int8" else "float32",
         found, found == name, compare.against(full, after, truth, labels), timing.speedup(timed(1.1), times),
-        None if name == "float32" else timing.speedup(float32, times),
+        None if name == "float32" else timing.speedup(float32, times), Inside(12_500_000, 77_360, 0.02),
     )  # fmt: skip
 
 
