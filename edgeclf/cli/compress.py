@@ -75,7 +75,7 @@ def compress(
             if run is None:
                 say(f"compressing the newest run: {source.folder}")
             wanted = {f"compression__{key}": value for key, value in changes.items()}
-            recipe = override_by_text(override(source.recipe, **wanted), settings or ())
+            recipe = override_by_text(override(stage.recipe_for(source), **wanted), settings or ())
             job = stage.start(source, recipe, out, open_run(distill) if distill else None, report)
     _answer(_compressed(job), job, as_json)
 

@@ -8,7 +8,7 @@ attention alike. The idea of dependency groups is that of Fang et al. 2023, "Dep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,39 +229,50 @@ def _vectors(weights: list[Any], before: npt.NDArray[np.bool_], after: npt.NDArr
 SLICES: dict[str, Slice] = {"Conv2D": _convolution, "DepthwiseConv2D": _depthwise, "Dense": _dense}
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCost:
-    """What a layer with a kernel costs for each pair of a channel that it reads and one that it makes.
+class Ledger:
+    """What a network costs as channels leave it: multiply-accumulates (`macs`) or weights (`parameters`) of a picture.
 
-    `read` and `made` hold roots, with repetition where a flattened map repeats them; a depthwise layer reads None.
+    A layer with a kernel costs so much for each pair of a channel that it reads and one that it makes; a depthwise layer for
+    each that it makes. Biases and normalisation are not counted.
     """
 
-    read: Ids | None
-    made: Ids
-    macs: float
-    parameters: float
+    def __init__(self, model: Any, channels: Channels, what: str) -> None:
+        layers = [layer for layer in model.layers if type(layer).__name__ in (*COMPUTE, "DepthwiseConv2D")]
+        numbers = len(channels.parents)
+        # How often each root stands among the channels that a layer reads and makes; flattened maps repeat them.
+        self.made = np.stack([np.bincount(channels.roots(channels.outputs[n.name]), minlength=numbers) for n in layers])
+        self.read = np.stack([np.bincount(channels.roots(channels.inputs[n.name]), minlength=numbers) for n in layers])
+        self.alone = np.array([type(layer).__name__ == "DepthwiseConv2D" for layer in layers])
+        self.price = np.array([_price(layer, what) for layer in layers])
+        self.makes, self.reads = self.made.sum(axis=1).astype(float), self.read.sum(axis=1).astype(float)
+
+    @property
+    def total(self) -> float:
+        """Of what is left."""
+        return self._cost(self.reads, self.makes)
+
+    def saving(self, roots: Iterable[int]) -> float:
+        """What the network would cost less without these channels too."""
+        chosen = list(roots)
+        reads, makes = (self.read[:, chosen].sum(axis=1), self.made[:, chosen].sum(axis=1))
+        return self.total - self._cost(self.reads - reads, self.makes - makes)
+
+    def remove(self, roots: Iterable[int]) -> None:
+        """These channels have left."""
+        chosen = list(roots)
+        self.reads -= self.read[:, chosen].sum(axis=1)
+        self.makes -= self.made[:, chosen].sum(axis=1)
+
+    def _cost(self, reads: Any, makes: Any) -> float:
+        return float(np.sum(self.price * makes * np.where(self.alone, 1.0, reads)))
 
 
-def costs(model: Any, channels: Channels) -> tuple[LayerCost, ...]:
-    """Multiply-accumulates and weights of a picture, layer by layer, as a function of which channels stay."""
-    rows = []
-    for layer in model.layers:
-        kind = type(layer).__name__
-        if kind not in (*COMPUTE, "DepthwiseConv2D"):
-            continue
-        read = None if kind == "DepthwiseConv2D" else channels.roots(channels.inputs[layer.name])
-        taps = 1.0 if kind == "Dense" else float(np.prod(layer.kernel_size))
-        places = 1.0 if kind == "Dense" else float(np.prod(layer.output_shape[1:-1]))
-        rows.append(LayerCost(read, channels.roots(channels.outputs[layer.name]), taps * places, taps))
-    return tuple(rows)
-
-
-def total(rows: tuple[LayerCost, ...], channels: Channels, gone: set[int], what: str) -> float:
-    """`macs` or `parameters` of the network without the channels of those roots; biases and normalisation are not counted."""
-    stays = np.ones(len(channels.parents), bool)
-    stays[list(gone)] = False
-    pairs = (float(stays[row.made].sum()) * (1.0 if row.read is None else float(stays[row.read].sum())) for row in rows)
-    return float(sum(pair * getattr(row, what) for pair, row in zip(pairs, rows, strict=True)))
+def _price(layer: Any, what: str) -> float:
+    """What one pair of channels costs."""
+    if type(layer).__name__ == "Dense":
+        return 1.0
+    taps = float(np.prod(layer.kernel_size))
+    return taps if what == "parameters" else taps * float(np.prod(layer.output_shape[1:-1]))
 
 
 def widths(channels: Channels, gone: set[int]) -> dict[str, tuple[int, int]]:

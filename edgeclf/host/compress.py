@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgeclf.core import config, files
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.progress import Report
-from edgeclf.core.recipe import Recipe, read_recipe
+from edgeclf.core.recipe import CompressionSection, Recipe, read_recipe
 from edgeclf.host import calibration, custom, distill, plots, stages
 from edgeclf.host.checkpoint import write_history
 from edgeclf.host.compression import Setting, Stage, plan
@@ -63,12 +63,18 @@ class Job:
         return plan(self.recipe, self.teacher is not None)
 
 
+def recipe_for(source: Run) -> Recipe:
+    """The recipe whose `[compression]` options change: the source's, without what was already done to a compressed run."""
+    done = "compressed_from" in source.card.provenance
+    return replace(source.recipe, compression=CompressionSection()) if done else source.recipe
+
+
 def start(
     source: Run, recipe: Recipe, folder: Path | None = None, teacher: Run | None = None, progress: Report | None = None
 ) -> Job:
     """Lay out a new run folder (default: the source's name with what is done to it).
 
-    `recipe` is the source's with the `[compression]` that is wanted. Raises ConfigError when nothing is asked for, the
+    `recipe` is that of `recipe_for` with the `[compression]` that is wanted. Raises ConfigError when nothing is asked for, the
     folder is taken or the teacher does not fit, ModelError when the source's network is gone or was altered, DataError when
     its pictures are gone or have changed.
     """

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclf.core.errors import ConfigError
-from edgeclf.host.channels import Channels, Ids, costs, total, trace, without
+from edgeclf.host.channels import Channels, Ids, Ledger, trace, without
 from edgeclf.host.keras import tensorflow
 
 Target = Literal["macs", "parameters", "latency"]
@@ -105,32 +105,21 @@ def prune(model: Any, share: float, target: Target, batches: Iterable[tuple[Any,
 
 
 def _counter(target: str) -> Callable[[Any], float]:
-    def count(model: Any) -> float:
-        channels = trace(model)
-        return total(costs(model, channels), channels, set(), target)
-
-    return count
+    return lambda model: Ledger(model, trace(model), target).total
 
 
 def _order(model: Any, channels: Channels, scores: Importance, target: str) -> list[set[int]]:
     """Sets of channels in the order in which they leave: at each step the set that loses least for what it saves."""
-    rows, what = costs(model, channels), "macs" if target == "latency" else target
+    ledger = Ledger(model, channels, "macs" if target == "latency" else target)
     waiting = {names: _bundles(roots, scores) for names, roots in channels.prunable().items()}
-    gone: set[int] = set()
     order: list[set[int]] = []
-    now = total(rows, channels, gone, what)
-    while True:
-        candidates = [(names, bundles[0]) for names, bundles in waiting.items() if bundles]
-        if not candidates:
-            return order
-        saved = [now - total(rows, channels, gone | bundle, what) for _, bundle in candidates]
-        lost = [float(scores[list(bundle)].sum()) for _, bundle in candidates]
-        best = min(range(len(candidates)), key=lambda i: lost[i] / max(saved[i], 1.0))
-        names, bundle = candidates[best]
+    while candidates := [(names, bundles[0]) for names, bundles in waiting.items() if bundles]:
+        prices = [float(scores[list(b)].sum()) / max(ledger.saving(b), 1.0) for _, b in candidates]
+        names, bundle = candidates[int(np.argmin(prices))]
         waiting[names].pop(0)
-        gone |= bundle
-        now -= saved[best]
+        ledger.remove(bundle)
         order.append(bundle)
+    return order
 
 
 def _bundles(roots: Ids, scores: Importance) -> list[set[int]]:
@@ -142,15 +131,15 @@ def _bundles(roots: Ids, scores: Importance) -> list[set[int]]:
 
 
 def _until(model: Any, channels: Channels, order: list[set[int]], share: float, what: str) -> set[int]:
-    rows = costs(model, channels)
-    whole, gone = total(rows, channels, set(), what), set[int]()
+    ledger = Ledger(model, channels, what)
+    whole, gone = ledger.total, set[int]()
     for bundle in order:
-        if total(rows, channels, gone, what) <= (1 - share) * whole:
+        if ledger.total <= (1 - share) * whole:
             return gone
+        ledger.remove(bundle)
         gone |= bundle
-    left = total(rows, channels, gone, what) / whole
-    if left > 1 - share:
-        raise _unreachable(share, what, 1 - left)
+    if ledger.total > (1 - share) * whole:
+        raise _unreachable(share, what, 1 - ledger.total / whole)
     return gone
 
 

@@ -1,8 +1,9 @@
 """Conversion to ONNX: the full model of a run in, a float32 ONNX model that ends in Softmax out, the same bytes every time.
 
 `tf2onnx` converts Keras networks and float32 `.tflite`; an imported `.onnx` is taken as it is. The input stays as Keras has
-it, (pictures, height, width, channels): a camera's frame goes in as it lies in memory, as with the TFLite files, and the one
-Transpose that convolutions in ONNX ask for took 0.02 of 1.1 ms (MobileNet V1 0.25 at 224, x86).
+it, (pictures, height, width, channels): a camera's frame goes in as it lies in memory, as with the TFLite files. The one
+Transpose that convolutions in ONNX ask for cannot be told from noise (MobileNet V1 0.25 at 224, x86, least of 80 calls: 1.51
+against 1.47 ms without it in float32, 1.95 against 2.00 in int8).
 """
 
 from __future__ import annotations

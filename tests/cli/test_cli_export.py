@@ -59,6 +59,29 @@ def test_nothing_but_the_answer_reaches_the_terminal(trained, cli, tmp_path):
     assert answer.stderr == ""
 
 
+def test_onnx_files_are_exported_evaluated_and_reported_by_their_card_alone(trained, cli_here, tmp_path):
+    """Without a .tflite beside them; the report names them as the options do."""
+    shutil.copytree(trained / "runs" / "colours", tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite"))
+    answer = cli_here("export", tmp_path / "colours", "--onnx", "--onnx-int8", "--opset", "15", "--json")
+    assert [f["variant"] for f in json.loads(answer.stdout)["files"]] == ["onnx-float32", "onnx-int8"], answer.stderr
+    file = tmp_path / "colours" / "colours-int8.onnx"
+    assert json.loads(cli_here("inspect", file, "--json").stdout)["opset"] == 15
+    assert json.loads(cli_here("evaluate", file, trained / "colours.npz", "--json").stdout)["top1"] > 0.5
+    assert cli_here("report", tmp_path / "colours", "--json").code == 0
+    report = json.loads((tmp_path / "colours" / "report.json").read_text())
+    assert {v["name"]: v["precision"] for v in report["variants"]} == {"onnx-float32": "float32", "onnx-int8": "int8"}
+    assert all(v["named_right"] for v in report["variants"])
+
+
+def test_options_of_onnx_files_without_one_exit_with_2(trained, cli_here):
+    """And an operator set that there is no converter for."""
+    for options in (("--opset", "17"), ("--int8", "--dynamic-batch")):
+        answer = cli_here("export", *options, cwd=trained)
+        assert (answer.code, "add --onnx or --onnx-int8" in answer.stderr) == (2, True)
+    answer = cli_here("export", "--onnx", "--opset", "99", cwd=trained)
+    assert (answer.code, answer.stderr) == (2, "edgeclf: opset 99: expected one from 13 to 18\n")
+
+
 def test_wrong_network_exits_with_7_in_one_line_and_leaves_no_file(trained, cli_here, tmp_path):
     """A constant network: the reason and no traceback."""
     from edgeclf.host.run import CARD, MODEL, open_run, sha256_of

@@ -101,12 +101,16 @@ def test_costs_are_those_of_the_layers():
     """MACs of a network are the sum over its convolutions of taps, inputs, outputs and places."""
     layers = keras().layers
     inputs = layers.Input((8, 8, 3))
-    x = layers.DepthwiseConv2D(3, padding="same")(layers.Conv2D(4, 3, 2, "same")(inputs))
+    x = layers.DepthwiseConv2D(3, padding="same")(layers.Conv2D(4, 3, 2, "same", name="conv")(inputs))
     model = keras().Model(inputs, layers.Dense(5)(layers.Flatten()(x)))
     found = channels.trace(model)
-    rows = channels.costs(model, found)
-    assert channels.total(rows, found, set(), "macs") == 9 * 3 * 4 * 16 + 9 * 4 * 16 + 64 * 5
-    assert channels.total(rows, found, set(), "parameters") == 9 * 3 * 4 + 9 * 4 + 64 * 5
+    macs, weights = (channels.Ledger(model, found, what) for what in ("macs", "parameters"))
+    assert macs.total == 9 * 3 * 4 * 16 + 9 * 4 * 16 + 64 * 5
+    assert weights.total == 9 * 3 * 4 + 9 * 4 + 64 * 5
+    root = found.root(int(found.outputs["conv"][0]))
+    assert macs.saving([root]) == 9 * 3 * 16 + 9 * 16 + 16 * 5
+    macs.remove([root])
+    assert macs.total == 9 * 3 * 3 * 16 + 9 * 3 * 16 + 48 * 5
 
 
 def test_channels_without_effect_are_the_least_important():

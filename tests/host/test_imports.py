@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclf.core.bundle import Bundle, read_bundle
+from edgeclf.core.bundle import read_bundle
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.tflite import read_model
 from edgeclf.host import activations, graphs, house, house_onnx, import_child, imports, keras_files, quantize
@@ -407,7 +407,7 @@ def test_an_onnx_file_is_evaluated_as_it_is_and_says_that_it_cannot_become_tflit
     pixels = np.random.RandomState(0).randint(0, 256, (3, 8, 8, 3)).astype(np.uint8)
     mean, std = (np.asarray(v) for v in normalize)
     z = ((pixels - mean) / std).mean(axis=(1, 2)) @ [2.0, 0.5, -2.0]
-    engine = OnnxEngine(Bundle(run.model_file.read_bytes(), name="model.onnx"), 1, probed=True)
+    engine = OnnxEngine(read_bundle(run.model_file), 1, probed=True)
     found = engine.infer(pixels)
     assert engine.card.labels == ("no", "yes")
     assert np.abs(found[:, 1] - found[:, 0] - z).max() < 1e-4
