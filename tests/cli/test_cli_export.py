@@ -66,7 +66,7 @@ def test_onnx_files_are_exported_evaluated_and_reported_by_their_card_alone(trai
     assert [f["variant"] for f in json.loads(answer.stdout)["files"]] == ["onnx-float32", "onnx-int8"], answer.stderr
     file = tmp_path / "colours" / "colours-int8.onnx"
     assert json.loads(cli_here("inspect", file, "--json").stdout)["opset"] == 15
-    assert json.loads(cli_here("evaluate", file, trained / "colours.npz", "--json").stdout)["top1"] > 0.5
+    assert json.loads(cli_here("evaluate", file, trained / "colours.npz", "--json").stdout)["accuracy"]["top1"] > 0.5
     assert cli_here("report", tmp_path / "colours", "--json").code == 0
     report = json.loads((tmp_path / "colours" / "report.json").read_text())
     assert {v["name"]: v["precision"] for v in report["variants"]} == {"onnx-float32": "float32", "onnx-int8": "int8"}

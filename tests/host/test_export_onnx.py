@@ -309,6 +309,15 @@ def test_an_exported_onnx_file_can_be_imported_again(exported, tmp_path):
     assert read_bundle(run.model_file).card.sha256
 
 
+def test_an_imported_tflite_model_becomes_onnx(fixtures_folder, tmp_path):
+    """By tf2onnx from the flatbuffer, where a run holds no Keras network; it answers as the file does."""
+    run = imports.import_model(fixtures_folder / "tiny-float32.tflite", (), out=tmp_path / "run").run
+    full, pixels = open_full(run), np.random.RandomState(0).randint(0, 256, (4, *run.card.image.shape)).astype(np.uint8)
+    model = to_onnx.to_onnx(full, run.card, BOTH)
+    gates.check_onnx(read_model(model, "x"), "float32", len(run.card.labels))
+    assert gates.check_agreement(full.infer(pixels), export_onnx.open_onnx(model, run.card).infer(pixels)) < 1e-4
+
+
 def test_a_card_is_replaced_and_not_added_to(varied):
     """Two would be two truths."""
     card = dataclasses.replace(CARD, outputs="probabilities")
