@@ -358,3 +358,21 @@ def test_changes_are_signed_with_a_loss_negative() -> None:
 def test_the_template_travels_in_the_package() -> None:
     """It lies beside the module, where the wheel picks it up."""
     assert Path(report_html.__file__).with_name(report_html.TEMPLATE).is_file()
+
+
+def test_no_mark_of_the_template_is_left_in_the_page() -> None:
+    """Every value stands in its place, in captions too."""
+    page = report_html.render_html(comparison(), [], None)
+    assert "{{" not in page
+    assert "The full model is its photos-full model.tflite." in page
+
+
+def test_the_page_tells_what_is_inside_the_files() -> None:
+    """Multiply-accumulates, weights, zeros and calibration, in the page and in JSON."""
+    found = comparison()
+    table = report_tables.inside(found)
+    assert table.head[1:4] == ("multiply-accumulates", "weights", "zeros among them")
+    assert [cell.text for cell in table.rows[1][1:4]] == ["12,500,000", "77,360", "2.0%"]
+    document = found.to_json()
+    assert document["variants"][0]["inside"]["zeros"] == 0.02
+    assert 0 <= document["full"]["calibration"]["ece"] <= 1
