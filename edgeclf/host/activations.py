@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import MEAN, STD, Pixels
 from edgeclf.core.tflite import TfliteModel, read_model
-from edgeclf.runtime.engine import cores
+from edgeclf.runtime.engine import cores, without_greeting
 
 INPUT_RANGE = (-MEAN / STD, (255 - MEAN) / STD)  # gives scale 1/128 and zero point 0, so that a quantised input is pixel - 128
 OUTLYING_SHARE, OUTLYING_FACTOR = 0.02, 1.5
@@ -141,10 +141,11 @@ class _Runner:
     def __init__(self, float32: bytes, structure: TfliteModel, watched: list[int]) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_greeting():
             # It warns that keeping every tensor costs memory, which is what is wanted here, within `ACTIVATION_BYTES`.
             warnings.simplefilter("ignore")
             self.interpreter = Interpreter(model_content=float32, num_threads=cores(), experimental_preserve_all_tensors=True)
+            self.interpreter.allocate_tensors()
         self.input, self.watched, self.size = structure.inputs[0], watched, 0
 
     def run(self, pictures: Pixels) -> None:
