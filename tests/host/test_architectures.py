@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny_runs import replace_network
 
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.card import ModelCard
@@ -17,7 +18,6 @@ from edgeclf.host.architectures import attention
 from edgeclf.host.architectures.alexnet import local_response
 from edgeclf.host.export import export
 from edgeclf.host.keras import keras, tensorflow
-from edgeclf.host.run import MODEL
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.selftest import self_test
@@ -293,7 +293,7 @@ def test_cnn2_trains_and_passes_the_gates_of_export(colours, tmp_path):
 def test_alexnet_says_at_export_that_a_part_of_it_stays_in_floats(colours, tmp_path, cli_here):
     """From a run to the terminal; the self-test holds for such a file too."""
     run = _run("alexnet", colours, tmp_path, training__epochs=1)
-    _lively(run.model()).save(run.folder / MODEL, save_format="keras")  # as if it had been trained for longer
+    replace_network(run, _lively(run.model()))  # as if it had been trained for longer
     answer = cli_here("export", run.folder, "--int8")
     assert answer.code == 0, answer.text
     assert "note: int8: LOCAL_RESPONSE_NORMALIZATION has no int8 kernel" in answer.stderr
