@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_runs import replace_network
 
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.card import golden_inputs
@@ -48,7 +49,7 @@ def exported(run):
 def _with_model(run, folder, model):
     """The same run with another network in it."""
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("*.tflite"))
-    model.save(folder / MODEL, save_format="keras")
+    replace_network(open_run(folder), model)
     return open_run(folder)
 
 
@@ -202,7 +203,7 @@ def test_every_gate_is_asked_before_a_file_appears(run, tmp_path, monkeypatch, g
 
 def test_unknown_variants_and_types_are_refused_before_any_work(run):
     """The message lists what there is."""
-    with pytest.raises(ConfigError, match="expected one of: float32, float16, dynamic-w8, int8"):
+    with pytest.raises(ConfigError, match="expected one of: float32, float16, dynamic-w8, weight-only-w8, int8, w8a16"):
         export(run, ["int9"])
     with pytest.raises(ConfigError, match="given twice"):
         export(run, ["int8", "int8"])
