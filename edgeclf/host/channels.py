@@ -273,13 +273,3 @@ def _price(layer: Any, what: str) -> float:
         return 1.0
     taps = float(np.prod(layer.kernel_size))
     return taps if what == "parameters" else taps * float(np.prod(layer.output_shape[1:-1]))
-
-
-def widths(channels: Channels, gone: set[int]) -> dict[str, tuple[int, int]]:
-    """(before, after) of each layer that makes channels and loses some, by name."""
-    pairs = {
-        name: (len(numbers), int(_kept(numbers, channels, gone).sum()))
-        for name, numbers in channels.outputs.items()
-        if name in channels.computed
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
