@@ -29,7 +29,7 @@ Extremes = npt.NDArray[np.float32]
 
 Values = npt.NDArray[np.float32]
 Estimator = Literal["robust", "min-max", "percentile", "mse"]
-ESTIMATORS = get_args(Estimator)
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from edgeclf.core.recipe import CompressionSection, Recipe, read_recipe
 from edgeclf.host import calibration, custom, distill, plots, stages
 from edgeclf.host.checkpoint import write_history
 from edgeclf.host.compression import Setting, Stage, plan
-from edgeclf.host.data import Dataset, open_dataset, reopen
+from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.full_model import measure
 from edgeclf.host.qat import LayerRanges
@@ -126,8 +126,7 @@ def resume(folder: Path, progress: Report | None = None) -> Job:
     if sha256_of(source.model_file) != provenance["compressed_from"]["sha256"]:
         raise ModelError(f"{source.model_file}: has changed since {folder} was started; restore it, or start a new compression")
     teacher = open_run(Path(provenance["teacher"])) if provenance["teacher"] else None
-    dataset = reopen(provenance, recipe, "this compression started; restore it, or start a new one", progress)
-    return Job(folder, source, recipe, dataset, provenance, teacher)
+    return Job(folder, source, recipe, open_dataset(source, progress), provenance, teacher)
 
 
 def compress(job: Job, listeners: Listeners | None = None, on_stage: Callable[[Stage], None] = lambda stage: None) -> Run:

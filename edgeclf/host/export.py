@@ -211,7 +211,7 @@ def _onnx_candidate(float32: bytes, variant: str, request: OnnxRequest, setting:
     chosen, own = setting.calibration, setting.run.card
     model = export_onnx.in_variant(float32, variant, own, chosen, bar)
     card = replace(
-        own, variant=f"{variant}-qat" if variant == "int8" and setting.run.trained_for_int8 else variant, io="float32",
+        own, variant=setting.run.named(variant), io="float32",
         outputs="probabilities", provenance=_shipped(own.provenance),
         calibration=export_onnx.calibration_record(chosen) if variant == "int8" else {},
     )  # fmt: skip
@@ -251,10 +251,9 @@ def _trained_ranges(float32: bytes, calibrated: activations.Ranges, setting: _Se
 
 
 def _candidate(float32: bytes, variant: str, io: Io, ranges: activations.Ranges | None, setting: _Setting) -> _Candidate:
-    """The int8 file of a network that was trained for it says so in its name."""
+    """One variant, quantised."""
     model = quantize.quantize(float32, variant, ranges, io)
-    name = f"{variant}-qat" if variant == "int8" and setting.run.trained_for_int8 else variant
-    return _described(model, name, io, setting, variant in quantize.CALIBRATED)
+    return _described(model, setting.run.named(variant), io, setting, variant in quantize.CALIBRATED)
 
 
 def _described(
@@ -287,8 +286,7 @@ def _guarded(float32: bytes, recorded: activations.Recorded, io: Io, budget: flo
     with bar("searching within --max-drop"):
         found = guard.Guard(float32, recorded, pictures, measure, budget, io, trained).search()
     record = {"max_drop": budget, "part": "val", "attempts": [a.to_json() for a in found.attempts]}
-    variant = f"{found.variant}-qat" if found.variant == "int8" and setting.run.trained_for_int8 else found.variant
-    return _described(found.model, variant, io, setting, True, record)
+    return _described(found.model, setting.run.named(found.variant), io, setting, True, record)
 
 
 def _shipped(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -378,7 +376,10 @@ def _check_probabilities(candidate: _Candidate, setting: _Setting) -> None:
     """Run the file as an app would, its own output and not the logits before it, on a few held-out pictures."""
     pictures = setting.dataset.shards.take(setting.held_out[: GOLDEN_PICTURES * 8])
     probabilities = (export_onnx.file_output if candidate.onnx else file_output)(candidate.model, candidate.card, pictures)
-    rounded = named_scheme(candidate.name) == "int8"  # in ONNX probabilities are floats, whatever comes before them
+    rounded = named_scheme(candidate.name) in (
+        "int8",
+        quantize.MIXED,
+    )  # but in ONNX these are floats
     gates.check_probabilities(candidate.name, probabilities, 1 / 256 if rounded else 0.0)
 
 

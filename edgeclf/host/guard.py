@@ -17,10 +17,9 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.results import PairedDrop
 from edgeclf.core.tflite import read_model
 from edgeclf.host import bias_correction, quant_errors, quantize
-from edgeclf.host.activations import Estimator, Ranges, Recorded
+from edgeclf.host.activations import ESTIMATORS, Estimator, Ranges, Recorded
 
 ERROR_PICTURES = 32  # that the error of each layer is measured on
-ESTIMATORS: tuple[Estimator, ...] = ("robust", "min-max", "percentile", "mse")
 MOST_KEPT = 8  # layers in floats; with more, float16 is the honest name
 
 Measure = Callable[[bytes, str], PairedDrop]

@@ -68,6 +68,10 @@ class Run:
         """Whether quantisation-aware training was the last step."""
         return (self.folder / RANGES).is_file()
 
+    def named(self, variant: str) -> str:
+        """A variant as files of this run are called: the int8 file of a network that was trained for it says so."""
+        return f"{variant}-qat" if variant == "int8" and self.trained_for_int8 else variant
+
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Ranges by layer that quantisation-aware training found; none of another run. Raises ModelError when damaged."""
         if not self.trained_for_int8:

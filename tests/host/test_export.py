@@ -12,7 +12,7 @@ from edgeclf.core.card import golden_inputs
 from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import scheme
-from edgeclf.host import gates
+from edgeclf.host import gates, guard
 from edgeclf.host import train as training
 from edgeclf.host.data import open_dataset
 from edgeclf.host.export import export
@@ -220,3 +220,17 @@ def test_changed_data_and_missing_model_are_clear_errors(run, tmp_path):
     (tmp_path / "colours" / MODEL).unlink()
     with pytest.raises(ModelError, match="is missing"):
         export(open_run(tmp_path / "colours"), ["float32"])
+
+
+def test_a_mixed_file_of_the_guard_passes_every_gate(run, tmp_path, monkeypatch):
+    """Where only layers in floats hold the budget, that file is written, named mixed, its probabilities rounded as int8's."""
+    tried = []
+
+    def only_mixed(drop, budget):
+        tried.append(drop)
+        return len(tried) > 5
+
+    monkeypatch.setattr(guard, "holds", only_mixed)
+    (made,) = export(run, ["int8"], max_drop=50.0, out=tmp_path)
+    assert made.variant == "mixed"
+    assert _files(tmp_path) == {"colours-mixed.tflite"}
