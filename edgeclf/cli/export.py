@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclf.cli.common import need_training, print_json, progress, say
+from edgeclf.cli.train import epoch_line
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeclf.host.companions import Companions
     from edgeclf.host.export import Exported
+    from edgeclf.host.guarded import Budget
 
 
 class IoType(StrEnum):
@@ -41,6 +43,9 @@ def export(
     w8a16: Annotated[
         bool, typer.Option("--w8a16", help="8-bit weights, 16-bit activations: nearer to float, and slower.")
     ] = False,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="A pruned network without its zeros: float32-sparse and float16-sparse.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="float32, float16, dynamic-w8 and int8.")] = False,
     max_drop: Annotated[
         float | None,
@@ -48,6 +53,9 @@ def export(
             metavar="POINTS", help="The int8 file may lose so many points of top-1, its 95% interval included; else none."
         ),
     ] = None,
+    no_qat: Annotated[
+        bool, typer.Option("--no-qat", help="With --max-drop: do not train with the rounding when nothing else holds.")
+    ] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also, or only, an .onnx file as trained.")] = False,
     onnx_int8: Annotated[bool, typer.Option("--onnx-int8", help="An .onnx file with 8-bit weights and arithmetic.")] = False,
     opset: Annotated[
@@ -82,6 +90,7 @@ def export(
     asked = {"float32": float32, "float16": float16, "dynamic-w8": dynamic, "int8": int8}
     variants = [name for name, wanted in asked.items() if wanted or everything]
     variants += [name for name, wanted in (("weight-only-w8", weight_only), ("w8a16", w8a16)) if wanted]
+    variants += ["float32-sparse", "float16-sparse"] if sparse else []
     onnx_variants = tuple(name for name, wanted in (("float32", onnx), ("int8", onnx_int8)) if wanted)
     if not onnx_variants and (opset is not None or dynamic_batch):
         raise ConfigError(
@@ -89,6 +98,8 @@ def export(
         )
     if max_drop is not None and (variants or onnx_variants) and "int8" not in variants:
         raise ConfigError("--max-drop is about the int8 file, which was not asked for; add --int8 or leave --max-drop out")
+    if no_qat and max_drop is None:
+        raise ConfigError("--no-qat is about what --max-drop tries; give --max-drop too, or leave it out")
     if io is not IoType.uint8 and (variants or onnx_variants) and "int8" not in variants:
         raise ConfigError(f"--io {io.value} is about the int8 file, which was not asked for; add --int8 or leave --io out")
     from edgeclf.host import companions
@@ -98,6 +109,7 @@ def export(
     from edgeclf.host.to_onnx import OnnxRequest
 
     request = OnnxRequest(onnx_variants, opset, dynamic_batch)
+    budget = None if max_drop is None else _budget(max_drop, not no_qat)
     companions.check_request(variants or ([] if onnx_variants else ["int8"]), io.value, c_array, snippets)
     found = open_run(run)
     if run is None:
@@ -120,11 +132,21 @@ def export(
         at_the_end.callback(
             lambda: companions.write([(e.variant, e.path) for e in done], c_array, snippets, on_written=beside.append)
         )
-        stage(found, variants, io=io.value, onnx=request, max_drop=max_drop, out=out, bar=progress, on_exported=done.append)
+        stage(found, variants, io=io.value, onnx=request, budget=budget, out=out, bar=progress, on_exported=done.append)
     if found.imported:
         from edgeclf.host.wording import UNKNOWN_TRAINING
 
         say(f"note: {UNKNOWN_TRAINING}")
+
+
+def _budget(points: float, train: bool) -> Budget:
+    from edgeclf.host.guard import check_budget
+    from edgeclf.host.guarded import Budget
+
+    def announce(folder: Path) -> None:
+        say(f"nothing else holds --max-drop {points:g}: training with the rounding of int8, in {folder}")
+
+    return Budget(check_budget(points), train, announce, epoch_line)
 
 
 def _answer(done: list[Exported], beside: list[Companions], folder: Path, data: str, as_json: bool) -> None:

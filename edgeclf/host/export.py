@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from edgeclf.core import files
-from edgeclf.core.bundle import Bundle, attach, attach_onnx, model_bytes
+from edgeclf.core.bundle import attach, attach_onnx
 from edgeclf.core.card import Io, ModelCard, SelfTest, golden_inputs
 from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.results import Interval, PairedDrop, wilson
 from edgeclf.core.tflite import named_scheme, read_model
-from edgeclf.host import activations, calibration, compare, export_onnx, gates, guard, qat, quantize, to_onnx
-from edgeclf.host.calibration import CalibrationSet, Indices
+from edgeclf.host import calibration, candidates, compare, export_onnx, gates, guarded, quantize, sparse_file
+from edgeclf.host.calibration import Indices
+from edgeclf.host.candidates import Candidate, Setting
 from edgeclf.host.compare import Against
 from edgeclf.host.comparison import FULL
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import FullModel, open_full, open_reference
-from edgeclf.host.metadata import with_metadata
+from edgeclf.host.full_model import open_full, open_reference
+from edgeclf.host.guarded import Budget
 from edgeclf.host.run import ONNX, Run
 from edgeclf.host.to_onnx import OnnxRequest
-from edgeclf.runtime.engine import Scores, TfliteEngine, input_table, open_engine, tflite_runtime
+from edgeclf.runtime.engine import Scores, TfliteEngine, input_table, tflite_runtime
 from edgeclf.runtime.onnx import OnnxEngine
 
 MOST_HELD_OUT = 10_000
-AGREEMENT_PICTURES = 500
-LEFT_OUT = ("command", "compressed_from", "teacher")  # of the provenance, when a file leaves the machine
 GOLDEN_SEED, GOLDEN_PICTURES = 20_250, 2
 
 
@@ -59,51 +56,21 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """What all variants of one export share: `own` is the network that becomes files, `full` what they are compared with."""
-
-    run: Run
-    dataset: Dataset
-    held_out: Indices
-    own: FullModel
-    full: FullModel
-    calibration: CalibrationSet
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A variant before its gates: the model with its metadata, its card so far, and an engine that runs it."""
-
-    model: bytes
-    card: ModelCard
-    engine: TfliteEngine | OnnxEngine
-
-    @property
-    def onnx(self) -> bool:
-        return isinstance(self.engine, OnnxEngine)
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return f"onnx-{self.card.variant}" if self.onnx else self.card.variant
-
-
 def export(
     run: Run,
     variants: Sequence[str],
     *,
     io: Io = "uint8",
     onnx: OnnxRequest | None = None,
-    max_drop: float | None = None,
+    budget: Budget | None = None,
     out: Path | None = None,
     bar: Bar = no_bar,
     on_exported: Callable[[Exported], None] | None = None,
 ) -> list[Exported]:
     """Write `NAME-VARIANT.tflite` for every variant into the run folder, or into `out`; and the `.onnx` files of `onnx`.
 
-    `io` is the type of the int8 file's input and output; all other files have float32 there. With `max_drop`, points of
-    top-1, the int8 file is the first way of `host.guard` that holds it on validation pictures. Every file is measured on
+    `io` is the type of the int8 file's input and output; all other files have float32 there. With a `budget` the
+    int8 file is the first way of `host.guard` that holds it on validation pictures. Every file is measured on
     the test part beside the full model and must pass `host.gates`; one that does not is not written, while the others are,
     and QualityError then names it. `on_exported` hears of each file as soon as it is there. Raises ConfigError for an
     unknown variant or type, DataError when the data is gone or has changed.
@@ -112,14 +79,13 @@ def export(
     if variants or not onnx:
         _check_request(variants, io)
         need_tflite(run)
-    budget = None if max_drop is None else guard.check_budget(max_drop)
-    setting = _set_up(run, bar)
-    candidates, refused = _candidates(variants, io, budget, setting, bar) if variants else ([], [])
+    setting = set_up(run, bar)
+    found, refused = _tflite(variants, io, budget, setting, bar) if variants else ([], [])
     if onnx:
-        more, too = _onnx_candidates(onnx, setting, bar)
-        candidates, refused = candidates + more, refused + too
+        more, too = export_onnx.make(onnx, setting, bar)
+        found, refused = found + more, refused + too
     done = []
-    for candidate, scores, against in _measured(candidates, setting, bar):
+    for candidate, scores, against in _measured(found, setting, bar):
         try:
             done.append(_finish(candidate, scores, against, setting, out or run.folder))
         except (QualityError, ModelError) as error:
@@ -142,12 +108,8 @@ def need_tflite(run: Run) -> None:
         )
 
 
-def _float32(full: FullModel) -> bytes:
-    """The full model as a float32 flatbuffer that ends in SOFTMAX."""
-    return model_bytes(full.path) if full.keras is None else quantize.to_float32(quantize.with_softmax(full.keras))
-
-
-def _set_up(run: Run, bar: Bar) -> _Setting:
+def set_up(run: Run, bar: Bar = no_bar) -> Setting:
+    """Open what the files of a run are made of and measured on. Raises DataError when its pictures are gone or have changed."""
     own = open_full(run)
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
@@ -155,11 +117,11 @@ def _set_up(run: Run, bar: Bar) -> _Setting:
         raise QualityError(f"the network has {own.classes} outputs for {len(dataset.labels)} labels; train again on this data")
     seed = run.recipe.training.seed
     chosen = calibration.draw(dataset, run.recipe.export.calibration_pictures, seed)
-    return _Setting(run, dataset, _held_out(dataset, seed), own, open_reference(run), chosen)
+    return Setting(run, dataset, _held_out(dataset, seed), own, open_reference(run), chosen)
 
 
 def _check_request(variants: Sequence[str], io: str) -> None:
-    unknown = [v for v in variants if v not in quantize.VARIANTS]
+    unknown = [v for v in variants if v not in (*quantize.VARIANTS, *quantize.SPARSE)]
     if unknown or not variants:
         raise ConfigError(f"variant {', '.join(unknown) or 'missing'}: expected one of: {', '.join(quantize.VARIANTS)}")
     if len(set(variants)) != len(variants):
@@ -176,146 +138,44 @@ def _held_out(dataset: Dataset, seed: int) -> Indices:
     return np.sort(np.random.RandomState(seed).permutation(test)[:MOST_HELD_OUT])
 
 
-def _check_float32(float32: bytes, setting: _Setting) -> None:
-    """Every variant is made from this file, so it must be right even when it is not asked for."""
-    _check_same(_engine(float32, _float32_card(setting)), "float32", setting)
-
-
-def _float32_card(setting: _Setting) -> ModelCard:
-    return replace(setting.run.card, variant="float32", io="float32", outputs="probabilities")
-
-
-def _check_same(engine: TfliteEngine | OnnxEngine, name: str, setting: _Setting) -> None:
-    few = np.random.RandomState(0).permutation(setting.held_out)[:AGREEMENT_PICTURES]
-    scores = compare.answers({FULL: setting.own.infer, name: engine.infer}, setting.dataset.shards.take, few)
-    gates.check_answers(FULL, scores[FULL], setting.dataset.labels)
-    gates.check_agreement(scores[FULL], scores[name], name)
-
-
-def _onnx_candidates(request: OnnxRequest, setting: _Setting, bar: Bar) -> tuple[list[_Candidate], list[str]]:
-    """As `_candidates`; the float32 model comes first here too, for int8 is made from it."""
-    with bar("converting to ONNX"):
-        float32 = to_onnx.to_onnx(setting.own, setting.run.card, request)
-    export_onnx.check(float32, _float32_card(setting))
-    _check_same(export_onnx.open_onnx(float32, _float32_card(setting)), "onnx-float32", setting)
-    made, refused = [], []
-    for variant in request.variants:
-        try:
-            made.append(_onnx_candidate(float32, variant, request, setting, bar))
-        except (QualityError, ModelError) as error:
-            refused.append(str(error))
-    return made, refused
-
-
-def _onnx_candidate(float32: bytes, variant: str, request: OnnxRequest, setting: _Setting, bar: Bar) -> _Candidate:
-    chosen, own = setting.calibration, setting.run.card
-    model = export_onnx.in_variant(float32, variant, own, chosen, bar)
-    card = replace(
-        own, variant=setting.run.named(variant), io="float32",
-        outputs="probabilities", provenance=_shipped(own.provenance),
-        calibration=export_onnx.calibration_record(chosen) if variant == "int8" else {},
-    )  # fmt: skip
-    export_onnx.check(model, card)
-    if request.dynamic_batch:
-        export_onnx.check_batch(model, card, setting.dataset.shards.take(setting.held_out[: export_onnx.BATCH]))
-    return _Candidate(model, card, export_onnx.open_onnx(model, card))
-
-
-def _candidates(
-    variants: Sequence[str], io: Io, budget: float | None, setting: _Setting, bar: Bar
-) -> tuple[list[_Candidate], list[str]]:
-    """One of each variant, and why the others cannot be."""
-    float32 = _float32(setting.own)
-    _check_float32(float32, setting)
-    recorded = ranges = None
-    if set(variants) & set(quantize.CALIBRATED):
-        with bar("calibrating") as report:
-            recorded = activations.record(float32, setting.calibration.batches(report))
-        ranges = _trained_ranges(float32, recorded.ranges(), setting)
-    made, refused = [], []
+def _tflite(
+    variants: Sequence[str], io: Io, budget: Budget | None, setting: Setting, bar: Bar
+) -> tuple[list[Candidate], list[str]]:
+    """One of each variant in the order asked for, the int8 one within the budget, and why the others cannot be."""
+    made_from = candidates.source(setting, bool(set(variants) & set(quantize.CALIBRATED)), bar)
+    made, refused = list[Candidate](), list[str]()
     for variant in variants:
+        if variant != "int8" or budget is None:
+            some, why = candidates.make([variant], io, made_from, setting)
+            made, refused = made + some, refused + why
+            continue
         try:
-            if variant == "int8" and budget is not None and recorded:
-                made.append(_guarded(float32, recorded, io, budget, setting, bar))
-            else:
-                made.append(_candidate(float32, variant, io if variant == "int8" else "float32", ranges, setting))
+            made.append(guarded.within(budget, io, made_from, setting, bar))
         except (QualityError, ModelError) as error:
             refused.append(str(error))
     return made, refused
 
 
-def _trained_ranges(float32: bytes, calibrated: activations.Ranges, setting: _Setting) -> activations.Ranges:
-    """The calibrated ranges, with those that quantisation-aware training found where there are any."""
-    trained = setting.run.ranges()
-    return qat.by_tensor(trained, calibrated, read_model(float32, "float32"), setting.own.keras) if trained else calibrated
-
-
-def _candidate(float32: bytes, variant: str, io: Io, ranges: activations.Ranges | None, setting: _Setting) -> _Candidate:
-    """One variant, quantised."""
-    model = quantize.quantize(float32, variant, ranges, io)
-    return _described(model, setting.run.named(variant), io, setting, variant in quantize.CALIBRATED)
-
-
-def _described(
-    model: bytes, variant: str, io: Io, setting: _Setting, calibrated: bool, guarded: dict[str, Any] | None = None
-) -> _Candidate:
-    """A quantised model with its card, checked as far as no picture is needed; `guarded` is what the guard tried."""
-    card = replace(
-        setting.run.card, variant=variant, io=io, outputs="probabilities",
-        provenance={**_shipped(setting.run.card.provenance), **({"guard": guarded} if guarded else {})},
-        calibration=_calibration_record(setting.calibration) if calibrated else {},
-    )  # fmt: skip
-    gates.check_structure(read_model(model, variant), variant, io, len(card.labels))
-    model = with_metadata(model, card)
-    return _Candidate(model, card, _engine(model, card))
-
-
-def _guarded(float32: bytes, recorded: activations.Recorded, io: Io, budget: float, setting: _Setting, bar: Bar) -> _Candidate:
-    """The first way to int8 that holds the budget on validation pictures. Raises QualityError when none does."""
-    part, shards = setting.dataset.parts["val"], setting.dataset.shards
-    truth = setting.dataset.classes_of("val")
-    full = compare.answers({FULL: setting.full.infer}, shards.take, part)[FULL]
-
-    def measure(model: bytes, variant: str) -> PairedDrop:
-        card = replace(setting.run.card, variant=variant, io=io, outputs="probabilities")
-        scores = compare.answers({variant: _engine(model, card).infer}, shards.take, part)[variant]
-        return compare.against(full, scores, truth, setting.dataset.labels).drop
-
-    pictures = shards.take(setting.calibration.indices)
-    trained = partial(_trained_ranges, float32, setting=setting)
-    with bar("searching within --max-drop"):
-        found = guard.Guard(float32, recorded, pictures, measure, budget, io, trained).search()
-    record = {"max_drop": budget, "part": "val", "attempts": [a.to_json() for a in found.attempts]}
-    return _described(found.model, setting.run.named(found.variant), io, setting, True, record)
-
-
-def _shipped(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What may leave the machine: the data by its name alone, and no command line, for both hold the maker's folders."""
-    kept = {key: value for key, value in provenance.items() if key not in LEFT_OUT}
-    return {**kept, "data": Path(str(kept["data"])).name}
-
-
-def _engine(model: bytes, card: ModelCard) -> TfliteEngine:
-    engine = open_engine(Bundle(model, card, card.labels, card.variant), probed=True)
-    if not isinstance(engine, TfliteEngine):
-        raise ModelError(f"{card.variant}: opened with {engine.runtime}, which is no TFLite runtime")
-    return engine
-
-
-def _measured(candidates: list[_Candidate], setting: _Setting, bar: Bar) -> Iterator[tuple[_Candidate, Scores, Against]]:
+def _measured(found: list[Candidate], setting: Setting, bar: Bar) -> Iterator[tuple[Candidate, Scores, Against]]:
     """Each candidate with its logits on the held-out pictures, and how they compare with the full model's."""
-    if not candidates:
+    if not found:
         return
-    models = {c.name: c.engine.infer for c in candidates}
+    models = {c.name: c.engine.infer for c in found}
     with bar("measuring on held-out pictures") as report:
         scores = compare.answers({FULL: setting.full.infer, **models}, setting.dataset.shards.take, setting.held_out, report)
     truth = setting.dataset.catalogue.classes[setting.held_out]
-    for candidate in candidates:
+    for candidate in found:
         mine = scores[candidate.name]
         yield candidate, mine, compare.against(scores[FULL], mine, truth, setting.dataset.labels)
 
 
-def _finish(candidate: _Candidate, scores: Scores, against: Against, setting: _Setting, folder: Path) -> Exported:
+def finish(candidate: Candidate, setting: Setting, folder: Path, bar: Bar = no_bar) -> Exported:
+    """One candidate measured on the test part, through the gates, and written into `folder`. Raises QualityError, ModelError."""
+    ((_, scores, against),) = _measured([candidate], setting, bar)
+    return _finish(candidate, scores, against, setting, folder)
+
+
+def _finish(candidate: Candidate, scores: Scores, against: Against, setting: Setting, folder: Path) -> Exported:
     """The gates that need answers; then the card, the self-test, and the file."""
     card, engine, name = candidate.card, candidate.engine, candidate.name
     gates.check_answers(name, scores, card.labels)
@@ -342,7 +202,7 @@ def _finish(candidate: _Candidate, scores: Scores, against: Against, setting: _S
     return Exported(
         name, card.io, path, len(data), right / len(scores), interval, drop,
         against.agreement, against.largest_logit_difference, runtime,
-        () if candidate.onnx else (*guard_notes(card), *notes(candidate.model, card.variant)),
+        () if candidate.onnx else (*guard_notes(card), *notes(candidate.model, card.variant), *sparse_file.notes(card.variant)),
     )  # fmt: skip
 
 
@@ -372,7 +232,7 @@ def notes(model: bytes, variant: str) -> tuple[str, ...]:
     )
 
 
-def _check_probabilities(candidate: _Candidate, setting: _Setting) -> None:
+def _check_probabilities(candidate: Candidate, setting: Setting) -> None:
     """Run the file as an app would, its own output and not the logits before it, on a few held-out pictures."""
     pictures = setting.dataset.shards.take(setting.held_out[: GOLDEN_PICTURES * 8])
     probabilities = (export_onnx.file_output if candidate.onnx else file_output)(candidate.model, candidate.card, pictures)
@@ -409,10 +269,6 @@ def self_test(engine: TfliteEngine | OnnxEngine, card: ModelCard) -> SelfTest:
     largest = max(1.0, float(np.abs(stored.astype(np.float64)).max()))
     tolerance = 1.0 if stored.dtype != np.float32 else largest * (0.01 if card.variant.startswith(("dynamic", "int8")) else 0.001)
     return SelfTest(GOLDEN_SEED, outputs, float(f"{tolerance:.3g}"), engine.runtime)
-
-
-def _calibration_record(chosen: CalibrationSet) -> dict[str, Any]:
-    return {**chosen.manifest(), "quantizer": f"litert-quantizer {packages.version('litert-quantizer')}"}
 
 
 def _refusal(refused: list[str], done: list[Exported]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata as packages
 from typing import Any
 
@@ -13,12 +14,43 @@ from edgeclf.core.errors import ModelError, QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.onnx import read_model, scheme
 from edgeclf.core.progress import Bar
-from edgeclf.host import gates, house_onnx, quantize_onnx
+from edgeclf.host import gates, house_onnx, quantize_onnx, to_onnx
 from edgeclf.host.calibration import CalibrationSet
+from edgeclf.host.candidates import Candidate, Setting, check_same, float32_card, shipped
+from edgeclf.host.to_onnx import OnnxRequest
 from edgeclf.runtime.engine import Scores
 from edgeclf.runtime.onnx import OnnxEngine, onnxruntime
 
 BATCH = 3  # pictures of the trial of a file that takes several
+
+
+def make(request: OnnxRequest, setting: Setting, bar: Bar) -> tuple[list[Candidate], list[str]]:
+    """One of each variant, and why the others cannot be; the float32 model comes first, for int8 is made from it."""
+    with bar("converting to ONNX"):
+        float32 = to_onnx.to_onnx(setting.own, setting.run.card, request)
+    check(float32, float32_card(setting))
+    check_same(open_onnx(float32, float32_card(setting)), "onnx-float32", setting)
+    made, refused = [], []
+    for variant in request.variants:
+        try:
+            made.append(_candidate(float32, variant, request, setting, bar))
+        except (QualityError, ModelError) as error:
+            refused.append(str(error))
+    return made, refused
+
+
+def _candidate(float32: bytes, variant: str, request: OnnxRequest, setting: Setting, bar: Bar) -> Candidate:
+    own, chosen = setting.run.card, setting.calibration
+    model = in_variant(float32, variant, own, chosen, bar)
+    card = replace(
+        own, variant=setting.run.named(variant), io="float32",
+        outputs="probabilities", provenance=shipped(own.provenance),
+        calibration=calibration_record(chosen) if variant == "int8" else {},
+    )  # fmt: skip
+    check(model, card)
+    if request.dynamic_batch:
+        check_batch(model, card, setting.dataset.shards.take(setting.held_out[:BATCH]))
+    return Candidate(model, card, open_onnx(model, card))
 
 
 def open_onnx(model: bytes, card: ModelCard) -> OnnxEngine:

@@ -1,7 +1,8 @@
 """The accuracy guard: the cheapest way to int8 whose loss, with its confidence interval, stays within a stated budget.
 
-Ways are tried in the order of their cost on the device and here: range estimators, bias correction, then more and more of
-the worst layers kept in floats. Each is judged on pictures that neither calibrate nor test. The first that holds is taken.
+Ways are tried in the order of their cost: range estimators, bias correction, cross-layer equalisation, then more and more of
+the worst layers kept in floats, and last a short training with the rounding. Each is judged on pictures that neither calibrate
+nor test. The first that holds is taken.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from edgeclf.core.card import Io
 from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.image import Pixels
-from edgeclf.core.results import PairedDrop
+from edgeclf.core.results import PairedDrop, paired_drop
 from edgeclf.core.tflite import read_model
-from edgeclf.host import bias_correction, quant_errors, quantize
+from edgeclf.host import activations, bias_correction, equalise, quant_errors, quantize
 from edgeclf.host.activations import ESTIMATORS, Estimator, Ranges, Recorded
 
 ERROR_PICTURES = 32  # that the error of each layer is measured on
 MOST_KEPT = 8  # layers in floats; with more, float16 is the honest name
+RETRAINED = "int8-qat"  # the variant of the last way
 
 Measure = Callable[[bytes, str], PairedDrop]
 
@@ -57,7 +61,8 @@ class Guard:
     """What the guard works with: the float32 file, what calibration showed of it, calibration pictures (uint8), and a measure.
 
     `measure` gives the paired drop of a file, named by its variant, against the full model on the guard's own pictures.
-    `budget` is a fraction, 0.005 for half a point. `adjusted` puts ranges that training found in place of estimated ones.
+    `budget` is a fraction, 0.005 for half a point. `adjusted` puts ranges that training found in place of estimated ones;
+    `retrained` trains the network with the rounding and gives its int8 file.
     """
 
     float32: bytes
@@ -66,7 +71,8 @@ class Guard:
     measure: Measure
     budget: float
     io: Io = "uint8"
-    adjusted: Callable[[Ranges], Ranges] = lambda ranges: ranges
+    adjusted: Callable[[Ranges], Ranges] | None = None
+    retrained: Callable[[], bytes] | None = None
 
     def search(self) -> Found:
         """The first way that holds. Raises QualityError, with all that was tried, when none does."""
@@ -89,6 +95,8 @@ class Guard:
             yield f"int8, {estimator} ranges", "int8", partial(self.int8, estimator)
         best = self._best_estimator(tried)
         yield f"int8, {best} ranges, biases corrected", "int8", partial(self.corrected, best)
+        if not self.adjusted:  # equalised channels would not fit the ranges that training found
+            yield f"int8, layers equalised, {best} ranges, biases corrected", "int8", partial(self.equalised, best)
         worst = self.worst_layers(best)
         count = 1
         while count <= min(MOST_KEPT, len(worst)):
@@ -96,6 +104,8 @@ class Guard:
             named = ", ".join(_short(name) for name in kept)
             yield f"{best} ranges, in floats: {named}", "mixed", partial(self.mixed, best, kept)
             count *= 2
+        if self.retrained and can_be_shown(tried, self.budget):
+            yield "int8 after quantisation-aware training", RETRAINED, self.retrained
 
     def _best_estimator(self, tried: Sequence[Attempt]) -> Estimator:
         drops = [(a.drop.drop, i) for i, a in enumerate(tried[: len(ESTIMATORS)]) if a.drop]
@@ -103,15 +113,25 @@ class Guard:
 
     def int8(self, estimator: Estimator) -> bytes:
         """The whole network in int8."""
-        return quantize.quantize(self.float32, "int8", self.adjusted(self.recorded.ranges(estimator)), self.io)
+        return quantize.quantize(self.float32, "int8", self._ranges(estimator), self.io)
 
     def corrected(self, estimator: Estimator) -> bytes:
         """The same with its biases corrected."""
         return bias_correction.corrected(self.float32, self.int8(estimator), self.pictures)
 
+    def equalised(self, estimator: Estimator) -> bytes:
+        """The same of the network with its layers equalised. Raises ModelError where no two layers can be."""
+        even = equalise.equalised(self.float32)
+        ranges = activations.record_ranges(even, [self.pictures], estimator)
+        return bias_correction.corrected(even, quantize.quantize(even, "int8", ranges, self.io), self.pictures)
+
     def mixed(self, estimator: Estimator, kept: Sequence[str]) -> bytes:
         """The network in int8 but for the operators that compute these tensors."""
-        return quantize.quantize(self.float32, "mixed", self.adjusted(self.recorded.ranges(estimator)), self.io, kept)
+        return quantize.quantize(self.float32, "mixed", self._ranges(estimator), self.io, kept)
+
+    def _ranges(self, estimator: Estimator) -> Ranges:
+        estimated = self.recorded.ranges(estimator)
+        return self.adjusted(estimated) if self.adjusted else estimated
 
     def worst_layers(self, estimator: Estimator) -> list[str]:
         """Tensors of the layers that lose most, the worst first."""
@@ -127,6 +147,12 @@ KEPT_KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "ADD", "
 def holds(drop: PairedDrop, budget: float) -> bool:
     """Whether the whole 95% interval of the loss lies within the budget."""
     return drop.interval.high <= budget
+
+
+def can_be_shown(attempts: Sequence[Attempt], budget: float) -> bool:
+    """Whether a file that answers every picture as the full model does would hold the budget, on so many pictures."""
+    same = np.ones(next((a.drop.total for a in attempts if a.drop), 0), bool)
+    return bool(same.size) and holds(paired_drop(same, same), budget)
 
 
 def refusal(attempts: Sequence[Attempt], budget: float) -> str:

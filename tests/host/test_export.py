@@ -16,6 +16,7 @@ from edgeclf.host import gates, guard
 from edgeclf.host import train as training
 from edgeclf.host.data import open_dataset
 from edgeclf.host.export import export
+from edgeclf.host.guarded import Budget
 from edgeclf.host.keras import keras
 from edgeclf.host.run import MODEL, open_run
 from edgeclf.runtime.engine import open_engine
@@ -228,9 +229,9 @@ def test_a_mixed_file_of_the_guard_passes_every_gate(run, tmp_path, monkeypatch)
 
     def only_mixed(drop, budget):
         tried.append(drop)
-        return len(tried) > 5
+        return len(tried) > 6
 
     monkeypatch.setattr(guard, "holds", only_mixed)
-    (made,) = export(run, ["int8"], max_drop=50.0, out=tmp_path)
+    (made,) = export(run, ["int8"], budget=Budget(0.5), out=tmp_path)
     assert made.variant == "mixed"
     assert _files(tmp_path) == {"colours-mixed.tflite"}

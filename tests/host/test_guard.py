@@ -127,11 +127,40 @@ def test_the_first_way_that_holds_is_taken(float32, recorded):
 
 
 def test_layers_are_kept_in_floats_when_nothing_else_helps(float32, recorded):
-    """After the estimators and bias correction the worst layer leaves int8."""
-    found = search(float32, recorded, [*[drop_of(900, 850)] * 5, drop_of(900, 900)])
+    """After the estimators, bias correction and equalisation the worst layer leaves int8."""
+    found = search(float32, recorded, [*[drop_of(900, 850)] * 6, drop_of(900, 900)])
     assert found.variant == "mixed"
     assert scheme(read_model(found.model, "found")) == "mixed"
-    assert len(found.attempts) == 6
+    assert len(found.attempts) == 7
+
+
+def retrained(float32, recorded, drops, budget=0.005):
+    """The guard with a training as its last way, which here gives a plain int8 file and tells that it ran."""
+    given, ran = iter(drops), []
+
+    def train():
+        ran.append(True)
+        return quantize.quantize(float32, "int8", recorded.ranges())
+
+    search = guard.Guard(float32, recorded, pictures(40), lambda m, v: next(given), budget, retrained=train).search
+    return search, ran
+
+
+def test_a_training_is_the_last_way(float32, recorded):
+    """When no other holds, the network is trained with the rounding."""
+    search, ran = retrained(float32, recorded, [*[drop_of(900, 850)] * 8, drop_of(900, 900)])
+    found = search()
+    assert ran
+    assert found.variant == guard.RETRAINED
+    assert found.attempts[-1].held
+
+
+def test_nothing_is_trained_for_what_the_pictures_cannot_show(float32, recorded):
+    """20 pictures that all agree leave an interval wider than half a point, so hours of training would show nothing."""
+    search, ran = retrained(float32, recorded, [drop_of(18, 18, 20)] * 20)
+    with pytest.raises(QualityError, match="20 validation pictures are too few"):
+        search()
+    assert not ran
 
 
 def test_without_success_the_nearest_way_and_a_remedy_are_told(float32, recorded):
