@@ -14,7 +14,7 @@ from edgeclf.core.errors import ModelError, QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.onnx import read_model, scheme
 from edgeclf.core.progress import Bar
-from edgeclf.host import gates, house_onnx, quantize_onnx, to_onnx
+from edgeclf.host import gates, house_onnx, qat, quantize_onnx, to_onnx
 from edgeclf.host.calibration import CalibrationSet
 from edgeclf.host.candidates import Candidate, Setting, check_same, float32_card, shipped
 from edgeclf.host.to_onnx import OnnxRequest
@@ -41,7 +41,7 @@ def make(request: OnnxRequest, setting: Setting, bar: Bar) -> tuple[list[Candida
 
 def _candidate(float32: bytes, variant: str, request: OnnxRequest, setting: Setting, bar: Bar) -> Candidate:
     own, chosen = setting.run.card, setting.calibration
-    model = in_variant(float32, variant, own, chosen, bar)
+    model = float32 if variant == "float32" else int8_of(float32, setting, bar)
     card = replace(
         own, variant=setting.run.named(variant), io="float32",
         outputs="probabilities", provenance=shipped(own.provenance),
@@ -58,15 +58,16 @@ def open_onnx(model: bytes, card: ModelCard) -> OnnxEngine:
     return OnnxEngine(Bundle(model, card, card.labels, f"{card.variant}.onnx"), None, probed=True)
 
 
-def in_variant(float32: bytes, variant: str, card: ModelCard, chosen: CalibrationSet, bar: Bar) -> bytes:
-    """The float32 model, or its int8 form calibrated on `chosen`. Raises ModelError."""
-    if variant == "float32":
-        return float32
+def int8_of(float32: bytes, setting: Setting, bar: Bar) -> bytes:
+    """The model with the ranges of calibration and, where it was trained with the rounding, of that. Raises ModelError."""
     found = scheme(read_model(float32, "onnx-int8"))
     if found != "float32":
         raise ModelError(f"onnx-int8: the model is {found} already; import it as it was before that, in floats")
     with bar("calibrating for ONNX") as report:
-        ranges = quantize_onnx.record_ranges(float32, card.image, chosen.batches(report))
+        ranges = quantize_onnx.record_ranges(float32, setting.run.card.image, setting.calibration.batches(report))
+    trained = setting.run.ranges()
+    if trained:
+        ranges |= qat.of_tensors(trained, quantize_onnx.computed(float32), setting.own.keras)
     return quantize_onnx.quantize(float32, ranges)
 
 

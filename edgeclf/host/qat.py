@@ -7,6 +7,7 @@ other; so the accuracy of that very file decides which epoch is kept, and not wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,20 +154,27 @@ def freeze_normalisation(wrapped: FakeQuantised) -> None:
 
 def by_layer(ranges: Ranges, structure: TfliteModel, plain: Any) -> LayerRanges:
     """Ranges of a float32 file's tensors as ranges of the layers that give them."""
-    return {
-        layer: ranges.by_tensor[tensor] for tensor, layer in tensor_layers(structure, plain).items() if tensor in ranges.by_tensor
-    }
+    owners = tensor_layers(computed(structure), plain)
+    return {layer: ranges.by_tensor[tensor] for tensor, layer in owners.items() if tensor in ranges.by_tensor}
 
 
 def by_tensor(trained: LayerRanges, calibrated: Ranges, structure: TfliteModel, plain: Any) -> Ranges:
     """The calibrated ranges of all tensors, with the trained ones where training has them."""
-    owners = tensor_layers(structure, plain)
-    learned = {tensor: trained[layer] for tensor, layer in owners.items() if layer in trained}
-    return Ranges({**calibrated.by_tensor, **learned}, calibrated.pictures)
+    return Ranges({**calibrated.by_tensor, **of_tensors(trained, computed(structure), plain)}, calibrated.pictures)
 
 
-def tensor_layers(structure: TfliteModel, plain: Any) -> dict[str, str]:
-    """Which layer gives each tensor that an operator of the float32 file computes: tensor name → layer name.
+def of_tensors(trained: LayerRanges, tensors: Iterable[str], plain: Any) -> dict[str, tuple[float, float]]:
+    """The trained range of each tensor, by its name, whose layer has one."""
+    return {tensor: trained[layer] for tensor, layer in tensor_layers(tensors, plain).items() if layer in trained}
+
+
+def computed(structure: TfliteModel) -> Iterator[str]:
+    """Names of the tensors that the operators of a file compute."""
+    return (structure.tensors[operator.outputs[0]].name for operator in structure.operators)
+
+
+def tensor_layers(tensors: Iterable[str], plain: Any) -> dict[str, str]:
+    """Which layer gives each computed tensor of a float32 file: tensor name → layer name.
 
     The converter names a tensor after the operations that it fused, "model/relu/Relu;model/conv/Conv2D"; where it names a
     convolution alone, what follows it and was folded into it gives the tensor.
@@ -174,8 +182,7 @@ def tensor_layers(structure: TfliteModel, plain: Any) -> dict[str, str]:
     layers = {layer.name: layer for layer in plain.layers}
     longest = sorted(layers, key=len, reverse=True)
     found = {}
-    for operator in structure.operators:
-        tensor = structure.tensors[operator.outputs[0]].name
+    for tensor in tensors:
         first = tensor.split(";")[0].removeprefix(f"{plain.name}/")
         name = next((n for n in longest if first.startswith(f"{n}/")), None)
         if name is not None:

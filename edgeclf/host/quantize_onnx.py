@@ -36,6 +36,7 @@ from edgeclf.runtime.engine import cores
 
 FLOAT = 1  # TensorProto.FLOAT
 IN_FLOATS = ("Softmax",)  # of 256 steps a probability keeps too little
+MOVES = ("Transpose", "Reshape", "Squeeze", "Flatten", "MaxPool")  # named after a layer, whose output they need not be
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 Ranges = dict[str, tuple[float, float]]
@@ -65,6 +66,12 @@ def record_ranges(float32: bytes, image: ImageSpec, batches: Iterable[Pixels]) -
     seen = np.asarray(extremes, np.float32)
     ranges = {name: robust_range(seen[:, i, 0], seen[:, i, 1]) for i, name in enumerate(names)}
     return {**ranges, given.name: ((0 - image.mean) / image.std, (255 - image.mean) / image.std)}
+
+
+def computed(float32: bytes) -> list[str]:
+    """Names of the tensors whose range is their own, and not that of what was moved into them."""
+    tree = house_onnx.read(float32, "float32 model")
+    return [node.output[0] for node in tree.graph.node if node.op_type not in MOVES]
 
 
 def quantize(float32: bytes, ranges: Ranges) -> bytes:

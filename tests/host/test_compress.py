@@ -5,7 +5,9 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from tiny_runs import flat_weights, tiny_recipe
 
 from edgeclf.core.bundle import read_bundle
@@ -19,6 +21,7 @@ from edgeclf.host.export import export
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.keras import keras
 from edgeclf.host.run import open_run
+from edgeclf.host.to_onnx import OnnxRequest
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +218,23 @@ def test_every_fused_tensor_has_its_layer(source):
     """The converter's names lead to the layer whose output a tensor is: the activation, or the folded normalisation."""
     model = source.model()
     structure = read_model(quantize.to_float32(quantize.with_softmax(model)), "float32")
-    kinds = {name: type(model.get_layer(name)).__name__ for name in qat.tensor_layers(structure, model).values()}
+    kinds = {name: type(model.get_layer(name)).__name__ for name in qat.tensor_layers(qat.computed(structure), model).values()}
     assert set(kinds.values()) == {"ReLU", "BatchNormalization", "GlobalAveragePooling2D", "Dense"}
     assert len(kinds) == len(structure.operators) - 1  # all but the softmax
+
+
+def test_onnx_int8_takes_the_ranges_that_training_found(whole, tmp_path):
+    """Every trained range of an activation is 255 steps of some quantiser in the file."""
+    run, _ = whole
+    (made,) = export(run, [], onnx=OnnxRequest(("int8",)), out=tmp_path)
+    tree = onnx.load(made.path)
+    scales = [numpy_helper.to_array(t) for t in tree.graph.initializer if t.name.endswith("_scale")]
+    steps = np.array([float(scale) for scale in scales if scale.ndim == 0])
+    ranges = {name: pair for name, pair in run.ranges().items() if name != "logits"}
+    assert made.variant == "onnx-int8-qat"
+    assert len(ranges) >= 4
+    for low, high in ranges.values():
+        assert np.abs(steps / ((max(high, 0) - min(low, 0)) / 255) - 1).min() < 1e-5
 
 
 def test_the_lineage_leaves_the_machine_without_its_folders(source, whole):

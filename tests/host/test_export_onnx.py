@@ -297,7 +297,7 @@ def test_a_model_that_is_quantised_already_is_not_quantised_again(imported):
     """Twice rounded is no int8 export: the message says what it is."""
     int8 = read_bundle(export(imported, [], onnx=OnnxRequest(("int8",)))[0].path).model
     with pytest.raises(ModelError, match="onnx-int8: the model is int8 already"):
-        export_onnx.in_variant(int8, "int8", imported.card, None, None)
+        export_onnx.int8_of(int8, None, None)
 
 
 def test_an_exported_onnx_file_can_be_imported_again(exported, tmp_path):
