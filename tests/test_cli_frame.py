@@ -17,7 +17,7 @@ from edgeclf.cli import main
 from edgeclf.core import errors
 
 VERBS = (
-    "quickstart", "train", "tune", "crossval", "import", "compress", "export", "debug-quant", "report", "probe", "compare",
+    "quickstart", "train", "tune", "crossval", "import", "compress", "export", "optimize", "debug-quant", "report", "probe", "compare",
     "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "inspect", "models", "devices",
 )  # fmt: skip
 EXIT_CODES = {

@@ -19,7 +19,7 @@ from edgeclf.core.catalogue import scan
 from edgeclf.core.files import write_json
 from edgeclf.core.recipe import load_recipe, override, override_by_text
 from edgeclf.host import architectures
-from edgeclf.host.batches import batch_size, training_batches
+from edgeclf.host.batches import steps_of, training_batches
 from edgeclf.host.data import make_dataset
 from edgeclf.host.full_model import measure
 from edgeclf.host.keras import keras
@@ -35,7 +35,7 @@ class Training:
     def __init__(self, recipe, dataset):
         keras().utils.set_random_seed(recipe.training.seed)
         self.recipe, self.dataset = recipe, dataset
-        self.steps = len(dataset.parts["train"]) // batch_size(dataset, recipe.training)
+        self.steps = steps_of(dataset, recipe.training)
         self.model = architectures.build(recipe, len(dataset.labels))
         compile_model(self.model, recipe.training, self.steps)
         self.batches = iter(training_batches(dataset, recipe))

@@ -22,6 +22,7 @@ from edgeclf.cli import (
     info,
     live,
     measure,
+    optimize,
     report,
     streams,
     train,
@@ -70,6 +71,7 @@ app.command(rich_help_panel=TRAIN)(choose.crossval)
 app.command("import", rich_help_panel=TRAIN)(imports.import_)
 app.command(rich_help_panel=TRAIN)(compress.compress)
 app.command(rich_help_panel=TRAIN)(export.export)
+app.command(rich_help_panel=TRAIN)(optimize.optimize)
 app.command("debug-quant", rich_help_panel=TRAIN)(debug_quant.debug_quant)
 app.command(rich_help_panel=TRAIN)(report.report)
 app.command(rich_help_panel=TRAIN)(understand.probe)

@@ -104,3 +104,8 @@ def validation_batches(dataset: Dataset, recipe: Recipe) -> Any:
 def batch_size(dataset: Dataset, section: TrainingSection) -> int:
     """Pictures a step: the recipe's, or all training pictures where there are fewer."""
     return min(section.batch_size, len(dataset.parts["train"]))
+
+
+def steps_of(dataset: Dataset, section: TrainingSection) -> int:
+    """Steps of an epoch; pictures that fill no batch wait for another epoch."""
+    return len(dataset.parts["train"]) // batch_size(dataset, section)

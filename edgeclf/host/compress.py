@@ -20,7 +20,7 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import CompressionSection, Recipe, read_recipe
 from edgeclf.host import calibration, custom, distill, plots, stages
 from edgeclf.host.checkpoint import write_history
-from edgeclf.host.compression import Setting, Stage, plan
+from edgeclf.host.compression import Setting, Stage, plan, suffix
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.full_model import measure
@@ -89,7 +89,7 @@ def start(
         distill.open_teacher(teacher, source.card, recipe.compression.distill_weight, recipe.compression.distill_temperature)
     dataset = open_dataset(source, progress)
     calibration.draw(dataset, recipe.export.calibration_pictures, recipe.training.seed)
-    folder = folder or free_folder(f"{source.name}-{_suffix(recipe, teacher is not None)}")
+    folder = folder or free_folder(f"{source.name}-{suffix(recipe.compression, teacher is not None)}")
     provenance = {
         **new_provenance(),
         **{key: value for key, value in source.card.provenance.items() if key in INHERITED},
@@ -214,17 +214,3 @@ def _trained(source: Run) -> dict[str, Any]:
     """The first entry of a lineage: how the network came to be."""
     provenance = source.card.provenance
     return {"step": "imported" if source.imported else "trained", "run": source.name, "epochs": provenance.get("epochs", 0)}
-
-
-def _suffix(recipe: Recipe, teacher: bool) -> str:
-    """What is done, for the name of the run: `channels50-qat`."""
-    section = recipe.compression
-    parts = {
-        f"channels{section.prune_channels * 100:g}": section.prune_channels > 0,
-        f"pruned{section.prune * 100:g}": section.prune > 0,
-        "pruned-2-4": section.prune_2_4,
-        f"clustered{section.cluster}": section.cluster > 0,
-        "distilled": teacher,
-        "qat": section.qat,
-    }
-    return "-".join(name for name, done in parts.items() if done).replace(".", "_")

@@ -125,3 +125,16 @@ def tuned(recipe: Recipe, kind: Kind) -> TrainingSection:
         schedule="cosine", warmup_epochs=min(base.warmup_epochs, 1.0), ema=0.0, early_stopping=0,
         precision="float32",
     )  # fmt: skip
+
+
+def suffix(section: CompressionSection, teacher: bool = False) -> str:
+    """What is done, for the name of the run: `channels50-qat`; empty for nothing."""
+    parts = {
+        f"channels{section.prune_channels * 100:g}": section.prune_channels > 0,
+        f"pruned{section.prune * 100:g}": section.prune > 0,
+        "pruned-2-4": section.prune_2_4,
+        f"clustered{section.cluster}": section.cluster > 0,
+        "distilled": teacher,
+        "qat": section.qat,
+    }
+    return "-".join(name for name, done in parts.items() if done).replace(".", "_")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.host import distill, dropout, preserve
-from edgeclf.host.batches import batch_size
+from edgeclf.host.batches import steps_of
 from edgeclf.host.checkpoint import Row, State, restore
 from edgeclf.host.compression import Setting, Stage
 from edgeclf.host.fitting import run_epochs
@@ -32,10 +32,5 @@ def started(stage: Stage, model: Any, folder: Path, setting: Setting) -> tuple[A
     """The model compiled, taught where there is a teacher, and as its checkpoint in `folder` has it."""
     model = distill.taught(model, setting.teacher) if setting.teacher else model
     dropout.make_repeatable(model)
-    compile_model(model, stage.training, steps_of(stage, setting))
+    compile_model(model, stage.training, steps_of(setting.dataset, stage.training))
     return model, restore(folder, model)
-
-
-def steps_of(stage: Stage, setting: Setting) -> int:
-    """Steps of an epoch."""
-    return len(setting.dataset.parts["train"]) // batch_size(setting.dataset, stage.training)

@@ -11,7 +11,7 @@ from edgeclf.core.errors import ModelError
 from edgeclf.core.progress import Bar, Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import adversarial, architectures, distribute, dropout, precision, transfer, weights
-from edgeclf.host.batches import batch_size, training_batches, validation_batches
+from edgeclf.host.batches import steps_of, training_batches, validation_batches
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, State, after_each_epoch, restore, use_average, write_history
 from edgeclf.host.data import Dataset
 from edgeclf.host.distribute import StrategyName
@@ -61,7 +61,7 @@ class Listeners:
 
 def fit(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, State]:
     """Train, with a checkpoint in `folder` after every epoch: (float32 model with the weights to keep, what was reached)."""
-    section, steps = recipe.training, len(dataset.parts["train"]) // batch_size(dataset, recipe.training)
+    section, steps = recipe.training, steps_of(dataset, recipe.training)
     if options.deterministic:
         tensorflow().config.experimental.enable_op_determinism()
     strategy = distribute.strategy_of(options.strategy)
@@ -94,7 +94,7 @@ def run_epochs(
 ) -> None:
     """Train a compiled model from where `state` is to the epoch `until` (0: the recipe's last), a checkpoint after each."""
     section = recipe.training
-    steps = len(dataset.parts["train"]) // batch_size(dataset, section)
+    steps = steps_of(dataset, section)
     model.fit(
         _as_wanted(training_batches(dataset, recipe, first_epoch=len(state.history))),
         steps_per_epoch=steps,

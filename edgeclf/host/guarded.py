@@ -14,8 +14,8 @@ from edgeclf.core.results import PairedDrop
 from edgeclf.core.tflite import read_model
 from edgeclf.host import activations, compare, compress, guard, qat, quantize
 from edgeclf.host.candidates import Candidate, Setting, Source, described, open_tflite, trained_ranges
-from edgeclf.host.comparison import FULL
 from edgeclf.host.checkpoint import OnEpoch
+from edgeclf.host.comparison import FULL
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.run import CARD, FLOAT32, STARTED, Run, open_run, sha256_of
 

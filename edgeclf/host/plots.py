@@ -169,11 +169,11 @@ def cost_svg(full: Point, points: Sequence[Point], axis: str, name: str) -> str:
         axes.axhline(full.top1 * 100, color=INK, linewidth=1, linestyle=":")
         for i, point in enumerate([full, *points]):
             _draw_point(axes, point, i - 1)
-        _cost_axis(axes, [cost for p in (full, *points) for cost in (p.cost_low or p.cost, p.cost_high or p.cost)])
+        cost_axis(axes, [cost for p in (full, *points) for cost in (p.cost_low or p.cost, p.cost_high or p.cost)])
         axes.set_xlabel(axis)
         axes.set_title("top-1 accuracy, %")
         axes.margins(0.16, 0.12)
-        _place_names(figure, axes, [full, *points])
+        place_names(figure, axes, [full, *points])
         return _svg(figure, name)
 
 
@@ -219,7 +219,7 @@ def _draw_point(axes: Axes, point: Point, index: int) -> None:
     )  # fmt: skip
 
 
-def _cost_axis(axes: Axes, costs: list[float]) -> None:
+def cost_axis(axes: Axes, costs: list[float]) -> None:
     """From zero, so that lengths can be compared; logarithmic when the costs differ by more than ten times."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -232,7 +232,7 @@ def _cost_axis(axes: Axes, costs: list[float]) -> None:
         axes.set_xlim(left=0, right=max(costs) * 1.2)
 
 
-def _place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+def place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     """Write each name beside its point, where it covers neither a point nor another name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox

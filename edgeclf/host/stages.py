@@ -10,9 +10,10 @@ import numpy as np
 
 from edgeclf.host import cluster, int8_score, preserve, prune_channels, qat_epochs, sparsity
 from edgeclf.host.augment import normalise
+from edgeclf.host.batches import steps_of
 from edgeclf.host.compare import batches
 from edgeclf.host.compression import Kind, Outcome, Setting, Stage
-from edgeclf.host.finetune import fine_tuned, steps_of
+from edgeclf.host.finetune import fine_tuned
 from edgeclf.host.keras import keras, tfmot
 
 RANKED_PICTURES, RANKED_BATCH = 2048, 128  # training pictures that rank the channels
@@ -34,7 +35,7 @@ def _channels(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outco
 
 
 def _sparsity(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outcome:
-    steps = stage.training.epochs * steps_of(stage, setting)
+    steps = stage.training.epochs * steps_of(setting.dataset, stage.training)
     wrapped = sparsity.wrap(model, stage.share, setting.section.prune_2_4, steps)
     trained, history = fine_tuned(stage, wrapped, folder, setting, preserve.kept_structure(model), sparsity.callbacks())
     plain = _unwrapped(trained, model)

@@ -109,12 +109,12 @@ class Study:
         return recipe_at(self.recipe, point)
 
 
-def optuna() -> Any:
-    """The module, silent but for errors. Raises MissingExtra."""
+def optuna(verb: str = "tune") -> Any:
+    """The module, silent but for errors. Raises MissingExtra, naming the verb that needs it."""
     try:
         import optuna as module
     except ImportError as error:
-        raise MissingExtra.for_extra("tune", "'tune' needs Optuna, which is not installed") from error
+        raise MissingExtra.for_extra("tune", f"'{verb}' needs Optuna, which is not installed") from error
     module.logging.set_verbosity(module.logging.ERROR)
     return module
 
@@ -125,29 +125,43 @@ def open_study(folder: Path, recipe: Recipe, dimensions: Sequence[Dimension]) ->
 
     Raises StorageError when its database is damaged or the disk refuses, also later inside the block.
     """
+    with database(folder) as storage:
+        yield Study(recipe, tuple(dimensions), _handle(storage, recipe.training.epochs))
+
+
+@contextlib.contextmanager
+def database(folder: Path) -> Iterator[Any]:
+    """Optuna's storage in `folder`, which must be locked.
+
+    Raises StorageError when it is damaged or the disk refuses, also later inside the block.
+    """
     path, module = folder / DATABASE, optuna()
     from sqlalchemy.exc import SQLAlchemyError
 
+    def connect() -> sqlite3.Connection:  # by path: in an address, a question mark in it would end it
+        return sqlite3.connect(path, check_same_thread=False)
+
     try:
-        yield Study(recipe, tuple(dimensions), _handle(path, recipe.training.epochs))
+        yield module.storages.RDBStorage("sqlite:///" + path.name, engine_kwargs={"creator": connect})
     except (SQLAlchemyError, module.exceptions.StorageInternalError, sqlite3.Error) as error:
         cause = error if isinstance(error, (SQLAlchemyError, sqlite3.Error)) else error.__cause__ or error
         reason = str(getattr(cause, "orig", cause)).partition("\n")[0]
         raise StorageError(f"{path}: cannot be used: {reason}; free the disk, or choose another --out") from error
 
 
-def _handle(path: Path, epochs: int) -> Any:
+def _handle(storage: Any, epochs: int) -> Any:
     module = optuna()
-
-    def connect() -> sqlite3.Connection:  # by path: in an address, a question mark in it would end it
-        return sqlite3.connect(path, check_same_thread=False)
-
-    storage = module.storages.RDBStorage("sqlite:///" + path.name, engine_kwargs={"creator": connect})
     pruner = module.pruners.MedianPruner(PRUNED_AFTER, n_warmup_steps=1 + math.ceil(epochs * PRUNED_FROM))
     study = module.create_study(study_name="tune", storage=storage, direction="maximize", pruner=pruner, load_if_exists=True)
-    for left in study.get_trials(deepcopy=False, states=(module.trial.TrialState.RUNNING,)):
-        study.tell(left.number, state=module.trial.TrialState.FAIL)
+    drop_running(study)
     return study
+
+
+def drop_running(study: Any) -> None:
+    """End trials that a killed process left under way; they count for nothing."""
+    states = optuna().trial.TrialState
+    for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        study.tell(left.number, state=states.FAIL)
 
 
 def _states() -> dict[str, Any]:
