@@ -20,7 +20,7 @@ HEAD = "measured", "found", "results, tool"
 TOOLS = {
     "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py", "training": "bench_training.py",
     "ingest": "bench_ingest.py", "calibration": "bench_calibration.py", "instructions": "count_instructions.py",
-    "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py",
+    "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py", "sparse": "bench_sparse.py",
 }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("ingest", "peak memory of reading pictures into the cache", _memory(found["ingest"])),
         ("calibration", _calibrated(found["calibration"]["export"]), _memory(found["calibration"]["export"])),
         ("calibration", "the same with every picture", _memory(found["calibration"]["every"])),
+        *(("sparse", *_sparse(name, one["files"])) for name, one in found["sparse"]["networks"].items()),
         *(("instructions", f"instructions of `{file}`, emulated Pi 4 and Pi 5", counts) for file, counts in _counts(found)),
     ]
 
@@ -93,6 +94,15 @@ def _memory(result: dict[str, Any]) -> str:
     tenth, whole = result["tenth"], result["whole"]
     sizes = (f"{part['peak_mb']} MiB of {part['pictures']:,} pictures" for part in (tenth, whole))
     return f"{', '.join(sizes)}: {result['memory_ratio']} times"
+
+
+def _sparse(name: str, files: dict[str, Any]) -> tuple[str, str]:
+    """Of the network with four fifths of zeros: dense floats, sparse floats, dense int8."""
+    rows = [files[f"0.8 {variant}"] for variant in ("float32", "float32-sparse", "int8")]
+    pi4, pi5 = (", ".join(f"{row['instructions'][board]:,}" for row in rows) for board in ("pi4", "pi5"))
+    sizes = ", ".join(f"{row['file_bytes'] / 1000:.0f}" for row in rows)
+    what = f"`{name}`, 80% of the weights zero: float32, float32-sparse and int8"
+    return what, f"files of {sizes} kB; instructions on the emulated Pi 4 {pi4}; on the Pi 5 {pi5}"
 
 
 def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -131,8 +131,8 @@ def _facts(step: dict[str, Any]) -> list[str]:
         return [f"{step['step']}: at most {step['values']} values a kernel; smaller once zipped, and no faster"]
     if "pattern" in step:
         return [
-            f"{step['step']}: {step['zeros']:.1%} of the weights are zero ({step['pattern']}); the file is smaller once zipped, "
-            "and dense kernels run no faster: the report shows both"
+            f"{step['step']}: {step['zeros']:.1%} of the weights are zero ({step['pattern']}); dense files are as large as "
+            "before, smaller once zipped, and run no faster: the report shows both; export --sparse leaves the zeros out"
         ]
     if "int8_val_top1" in step:
         scores = ", ".join(f"{s:.2%}" for s in step["int8_val_top1"])

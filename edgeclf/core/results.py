@@ -229,6 +229,17 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Largest resident size, in bytes, of a process that opens a model and answers one picture.
+
+    `model_bytes` of `process_bytes` came after the runtime was imported: the model, its maps, and the picture.
+    """
+
+    process_bytes: int
+    model_bytes: int
+
+
+@dataclass(frozen=True)
 class Size:
     """Bytes of a file as it lies on disk and after gzip level 9."""
 

@@ -143,7 +143,8 @@ def scheme(model: TfliteModel) -> str:
     """The compression scheme that the operands of convolutions and dense layers show; the type of input and output is no part.
 
     One of `float32`, `float16`, `dynamic-w8`, `dynamic-w4`, `weight-only-w8`, `int8`, `w4a8`, `w8a16`, `uint8`; `mixed` when
-    operators differ or a pair of types is none of these, `unknown` when no operator has weights.
+    operators differ or a pair of types is none of these, `unknown` when no operator has weights. `-sparse` behind it says that
+    some weights are stored without their zeros.
     """
     kinds = [(kind, small) for op in model.operators for kind, small in _compute_kinds(model, op)]
     large = {kind for kind, small in kinds if not small} or {kind for kind, _ in kinds}
@@ -152,7 +153,8 @@ def scheme(model: TfliteModel) -> str:
         large = {kind for kind, _ in kinds}
     if not large:
         return "unknown"
-    return large.pop() if len(large) == 1 else "mixed"
+    found = large.pop() if len(large) == 1 else "mixed"
+    return f"{found}-sparse" if any(op.name == "DENSIFY" for op in model.operators) else found
 
 
 def named_scheme(variant: str) -> str:

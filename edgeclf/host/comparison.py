@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeclf.core.calibrate import Calibration
-from edgeclf.core.results import Accuracy, Interval, Size
+from edgeclf.core.results import Accuracy, Interval, Memory, Size
 from edgeclf.host.compare import Against
 from edgeclf.host.inside import Inside
 from edgeclf.host.timing import Speedup, Timing
@@ -21,7 +21,7 @@ class Model:
     """One model as measured: where it lies, what ran it, how right it is, how long it takes, how large it is.
 
     `runtime` names runtime, version and kernels, `threads` what it was allowed to use; `trust` is how far its probabilities
-    are off.
+    are off. `memory` is None where it could not be measured.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Model:
     top5_interval: Interval
     timing: Timing
     trust: Calibration
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _model(model: Model) -> dict[str, Any]:
         "runtime": model.runtime,
         "threads": model.threads,
         "size": asdict(model.size),
+        "memory": asdict(model.memory) if model.memory else None,
         "accuracy": {**model.accuracy.to_json(), "top5_interval": asdict(model.top5_interval)},
         "calibration": {"ece": model.trust.ece, "confidence": model.trust.confidence, "temperature": model.trust.temperature},
         "latency": {

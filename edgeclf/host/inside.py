@@ -36,13 +36,13 @@ def look_inside(model: bytes) -> Inside:
     for operator in structure.operators:
         if operator.name not in COMPUTE:
             continue
-        index = _stored(operator, structure)
-        tensor = structure.tensors[index]
+        tensor = structure.tensors[stored_weights(operator, structure)]
         macs += _macs(operator, structure)
         weights += tensor.elements
         if tensor.type in STORED:
             values = np.frombuffer(_bytes(buffers[tensor.buffer], model), STORED[tensor.type])
-            zeros += int(np.sum(values == (tensor.zero_points[0] if tensor.zero_points else 0)))
+            # of what is stored: in sparse encoding the zeros are left out
+            zeros += tensor.elements - int(np.sum(values != (tensor.zero_points[0] if tensor.zero_points else 0)))
     return Inside(macs, weights, zeros / max(1, weights))
 
 
@@ -53,11 +53,13 @@ def _bytes(buffer: Any, model: bytes) -> bytes:
     return np.asarray([] if buffer.data is None else buffer.data, np.uint8).tobytes()
 
 
-def _stored(operator: Operator, model: TfliteModel) -> int:
-    """The tensor that holds the weights, behind the DEQUANTIZE of a weight-only file."""
+def stored_weights(operator: Operator, model: TfliteModel) -> int:
+    """The tensor that holds the weights, behind the DEQUANTIZE of a weight-only file and the DENSIFY of a sparse one."""
     index = operator.inputs[WEIGHTS]
-    before = model.producer(index)
-    return before.inputs[0] if before is not None and before.name == "DEQUANTIZE" else index
+    for unpacked_by in ("DEQUANTIZE", "DENSIFY"):
+        before = model.producer(index)
+        index = before.inputs[0] if before is not None and before.name == unpacked_by else index
+    return index
 
 
 def _macs(operator: Operator, model: TfliteModel) -> int:

@@ -16,8 +16,9 @@
     unusable         list of {file, reason}
     recommendation   {variant (or null), sentence, remarks}
 
-    MODEL: name file runtime threads; size {file_bytes, gzip_bytes}; accuracy {top1, top5, top1_interval, top5_interval,
-    pictures, per_class, confusion}; latency {p50_ms, p90_ms, p99_ms, p25_ms, p75_ms, runs, rounds_ms}
+    MODEL: name file runtime threads; size {file_bytes, gzip_bytes}; memory {process_bytes, model_bytes} or null;
+    accuracy {top1, top5, top1_interval, top5_interval, pictures, per_class, confusion};
+    latency {p50_ms, p90_ms, p99_ms, p25_ms, p75_ms, runs, rounds_ms}
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from edgeclf.core.calibrate import calibration
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels
 from edgeclf.core.onnx import is_onnx
-from edgeclf.core.progress import Bar, no_bar
-from edgeclf.core.results import Size
-from edgeclf.host import compare, report_html, timing, wording
+from edgeclf.core.progress import Bar, Report, no_bar
+from edgeclf.core.results import Memory, Size
+from edgeclf.host import compare, memory, report_html, timing, wording
 from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
-from edgeclf.host.full_model import open_reference
+from edgeclf.host.full_model import FullModel, open_reference
 from edgeclf.host.inside import look_inside
 from edgeclf.host.plots import History, read_history
 from edgeclf.host.run import HISTORY, ONNX, Run
@@ -119,10 +120,14 @@ def measure(
         scores = compare.answers(models, dataset.shards.take, test, report)
     with bar("timing, in turns") as report:
         times = timing.interleaved(_single_calls(models, dataset.shards.take(test[:1])), rounds, report)
+    with bar("measuring memory, in fresh processes") as report:
+        peaks = _memories(run, reference, entrants, report)
 
     def measured(name: str, file: str, runtime: str, threads: str, size: Size) -> Model:
         accuracy, top5 = compare.accuracy(scores[name], truth, dataset.labels)
-        return Model(name, file, runtime, threads, size, accuracy, top5, times[name], calibration(scores[name], truth))
+        return Model(
+            name, file, runtime, threads, size, accuracy, top5, times[name], calibration(scores[name], truth), peaks[name]
+        )
 
     full = measured(FULL, reference.path.name, reference.runtime, reference.threads, file_size(reference.path))
     variants = tuple(
@@ -157,7 +162,8 @@ def _enter(run: Run, path: Path, threads: int | None) -> Entrant:
         raise ModelError("it carries no model card; export it again")
     if bundle.card.labels != run.card.labels:
         raise ModelError("its labels are not those of this run; export it again")
-    if bundle.card.provenance.get("created") != run.card.provenance.get("created"):
+    made = bundle.card.provenance
+    if made.get("optimize", made).get("created") != run.card.provenance.get("created"):  # optimize may take a compressed network
         raise ModelError("it comes from another training than this run's; export it again")
     if run.imported and bundle.card.provenance.get("fingerprint") != run.card.provenance.get("fingerprint"):
         raise ModelError("it was calibrated and measured on other data than the run has now; export it again")
@@ -208,8 +214,16 @@ def _variant(
 
 
 def _claims(name: str, precision: str) -> bool:
-    """Whether a variant's name (`int8`, `int8-qat`, `pruned50-int8`) says that precision."""
-    return f"-{precision}-" in f"-{name}-"
+    """Whether a variant's name (`int8`, `int8-qat`, `pruned50-int8`) says that precision; `float32-sparse` is not `float32`."""
+    return f"-{precision}-" in f"-{name}-" and name.endswith("-sparse") == precision.endswith("-sparse")
+
+
+def _memories(run: Run, reference: FullModel, entrants: list[Entrant], progress: Report) -> dict[str, Memory | None]:
+    found: dict[str, Memory | None] = {}
+    for number, entrant in enumerate(entrants):
+        found[entrant.name] = memory.of_file(entrant.path, entrant.threads)
+        progress(number + 1, len(entrants) + 1)
+    return {**found, FULL: memory.of_full(run, reference)}
 
 
 def _single_calls(models: dict[str, Infer], picture: Pixels) -> dict[str, Callable[[], object]]:

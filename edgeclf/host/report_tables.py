@@ -90,24 +90,20 @@ def speed(comparison: Comparison) -> Table:
 
 
 def sizes(comparison: Comparison) -> Table:
-    """Bytes, bytes after gzip, and the precision that the tensors show."""
+    """Bytes, bytes after gzip, memory, and the precision that the tensors show."""
     reference = comparison.variant("float32")
     base = (reference.model if reference else comparison.full).size.file_bytes
     head_ratio = "of float32" if reference else "of the full model"
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for v in comparison.variants:
         precision = Cell(v.precision, "as named" if v.named_right else f"named {v.name}", "" if v.named_right else "bad")
-        ratio = Cell(f"{v.model.size.file_bytes / base:.2f}×")
-        rows.append(
-            (Cell(v.name, v.model.file), _bytes(v.model), ratio, Cell(size(v.model.size.gzip_bytes)), precision, Cell(v.io))
-        )
-    full = comparison.full
-    rows.insert(
-        0,
-        (Cell(FULL, full.file), _bytes(full), Cell(NOTHING), Cell(size(full.size.gzip_bytes)), Cell("float32"), Cell("float32")),
-    )
-    chosen = _chosen(comparison)
-    return Table(("model", "file", head_ratio, "after gzip", "precision found", "input and output"), tuple(rows), chosen)
+        ratio, zipped = Cell(f"{v.model.size.file_bytes / base:.2f}×"), Cell(size(v.model.size.gzip_bytes))
+        rows.append((Cell(v.name, v.model.file), _bytes(v.model), ratio, zipped, _memory(v.model), precision, Cell(v.io)))
+    full, floats = comparison.full, [Cell("float32")] * 2
+    zipped = Cell(size(full.size.gzip_bytes))
+    rows.insert(0, (Cell(FULL, full.file), _bytes(full), Cell(NOTHING), zipped, _memory(full), *floats))
+    head = ("model", "file", head_ratio, "after gzip", "peak memory", "precision found", "input and output")
+    return Table(head, tuple(rows), _chosen(comparison))
 
 
 def inside(comparison: Comparison) -> Table:
@@ -213,6 +209,11 @@ def speedup_cell(found: Speedup) -> Cell:
 
 def _bytes(model: Model) -> Cell:
     return Cell(size(model.size.file_bytes))
+
+
+def _memory(model: Model) -> Cell:
+    found = model.memory
+    return Cell(size(found.process_bytes), f"{size(found.model_bytes)} after import") if found else Cell(NOTHING)
 
 
 def _class_cell(change: ClassChange) -> Cell:

@@ -22,7 +22,8 @@ from edgeclf.core.image import Pixels, prepare
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Latency, Size
 from edgeclf.runtime.classifier import Classifier
-from edgeclf.runtime.engine import Normalize, cores
+from edgeclf.runtime.engine import Normalize, cores, tflite_runtime
+from edgeclf.runtime.onnx import is_onnx, onnxruntime
 
 FRAME_WIDTH, FRAME_HEIGHT = 640, 480
 ROUNDS = 10
@@ -50,7 +51,8 @@ class Machine:
 class ColdStart:
     """A fresh process: milliseconds for the imports, for loading the file, for the first answer; memory in bytes.
 
-    `peak_bytes` is the largest resident size, `imports_bytes` what of it was there before the file was opened.
+    `peak_bytes` is the largest resident size, `imports_bytes` what of it was there before the file was opened, when the
+    runtime was imported.
     """
 
     imports_ms: float
@@ -141,8 +143,13 @@ def noise_frame(width: int = FRAME_WIDTH, height: int = FRAME_HEIGHT) -> Pixels:
 
 def cold_start(path: Path, threads: int, labels: str | None = None, normalize: Normalize | None = None) -> ColdStart:
     """Start Python, load the file and answer one frame, in a process of its own. Raises ModelError when that fails."""
-    request = json.dumps([str(path), threads, labels, normalize])
-    command = [sys.executable, "-c", "import sys; from edgeclf.runtime import latency; latency.cold_child(sys.argv[1])", request]
+    return fresh_process("edgeclf.runtime.latency", json.dumps([str(path), threads, labels, normalize]), path)
+
+
+def fresh_process(module: str, request: str, path: Path) -> ColdStart:
+    """What `cold_child(request)` of that module prints in a process of its own. Raises ModelError, naming `path`."""
+    code = f"import sys; from {module} import cold_child; cold_child(sys.argv[1])"
+    command = [sys.executable, "-c", code, request]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     try:
         done = subprocess.run(command, capture_output=True, timeout=COLD_SECONDS, env=environment, check=False)
@@ -157,13 +164,26 @@ def cold_start(path: Path, threads: int, labels: str | None = None, normalize: N
 def cold_child(request: str) -> None:
     """What runs in the fresh process: prints a ColdStart as JSON."""
     path, threads, labels, normalize = json.loads(request)
-    imports_bytes, start = peak_memory(), time.perf_counter()
+
+    def load() -> Callable[[Pixels], object]:
+        return Classifier.load(path, threads, labels, tuple(normalize) if normalize else None).probabilities
+
+    print_cold_start(onnxruntime if is_onnx(path) else tflite_runtime, load)
+
+
+def print_cold_start(import_runtime: Callable[[], object], load: Callable[[], Callable[[Pixels], object]]) -> None:
+    """Print the ColdStart of this process as JSON; `load` opens the model and gives what answers a BGR frame.
+
+    Raises SystemExit with the reason when one of them fails.
+    """
     try:
-        classifier = Classifier.load(path, threads, labels, tuple(normalize) if normalize else None)
+        import_runtime()
+        imports_bytes, start = peak_memory(), time.perf_counter()
+        answer_frame = load()
         loaded = time.perf_counter()
         frame = noise_frame()
         before = time.perf_counter()
-        classifier.probabilities(frame)
+        answer_frame(frame)
     except EdgeclfError as error:
         raise SystemExit(str(error)) from error
     first_ms = (time.perf_counter() - before) * 1000

@@ -100,6 +100,30 @@ def test_wrong_network_exits_with_7_in_one_line_and_leaves_no_file(trained, cli_
     assert not list(tmp_path.rglob("*.tflite"))
 
 
+def test_sparse_files_of_a_pruned_run_are_smaller_and_say_where_they_are_faster(trained, cli_here, tmp_path):
+    """Zeros are left out of both, answers stay; float files of the same run hold them. An unpruned run exits with 7."""
+    from edgeclf.host.run import CARD, MODEL, open_run, sha256_of
+
+    shutil.copytree(trained / "runs" / "colours", tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite"))
+    refused = cli_here("export", tmp_path / "colours", "--sparse")
+    assert refused.code == 7
+    assert "weights are zero" in refused.stderr
+    run = open_run(tmp_path / "colours")
+    model = run.model()
+    model.set_weights(
+        [np.where(np.abs(w) < np.quantile(np.abs(w), 0.6), 0, w) if w.ndim == 4 else w for w in model.get_weights()]
+    )
+    model.save(run.folder / MODEL, save_format="keras")
+    (run.folder / CARD).write_text(dataclasses.replace(run.card, sha256=sha256_of(run.folder / MODEL)).to_json())
+    answer = cli_here("export", run.folder, "--float32", "--sparse", "--json")
+    files = {f["variant"]: f for f in json.loads(answer.stdout)["files"]}
+    assert list(files) == ["float32", "float32-sparse", "float16-sparse"]
+    assert files["float16-sparse"]["file_bytes"] < files["float32-sparse"]["file_bytes"] < files["float32"]["file_bytes"]
+    assert files["float32-sparse"]["agreement"] == 1.0
+    assert "ARM" in files["float32-sparse"]["notes"][0]
+    assert cli_here("verify", files["float32-sparse"]["path"]).code == 0
+
+
 def test_missing_run_and_misplaced_io_exit_with_2(trained, cli_here, tmp_path):
     """One line each that says what to do."""
     assert "no finished run" in cli_here("export", cwd=tmp_path).stderr

@@ -20,9 +20,11 @@ from edgeclf.core import config
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.recipe import Recipe, load_recipe, override
-from edgeclf.host import quantize
+from edgeclf.host import memory, quantize
 from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.full_model import open_reference
 from edgeclf.host.keras import keras
+from edgeclf.host.memory import of_full
 from edgeclf.host.run import Run, open_run
 
 LABELS = ("a<b", "c|d", "e")
@@ -81,6 +83,21 @@ def run(finished: Path, tmp_path: Path) -> Run:
 Cli = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report starts a process that imports TensorFlow; one test does, by `of_full` itself."""
+    monkeypatch.setattr(memory, "of_full", lambda run, full: None)
+
+
+def test_a_file_takes_a_fraction_of_the_memory_that_the_full_model_takes(run: Run) -> None:
+    """Both in fresh processes: one with LiteRT, one with TensorFlow, in which the model itself is the smaller part."""
+    full, file = of_full(run, open_reference(run)), memory.of_file(run.exported("float32"), 1)
+    assert full is not None
+    assert file is not None
+    assert file.process_bytes < full.process_bytes / 2
+    assert 0 < full.model_bytes < full.process_bytes / 2
+
+
 def test_report_writes_three_files_that_say_the_same(run: Run, cli_here: Cli) -> None:
     """The page, the text and the JSON name every file, and the full model's accuracy is that of the test part."""
     answer = cli_here("report", run.folder, "--rounds", 6)
@@ -89,6 +106,7 @@ def test_report_writes_three_files_that_say_the_same(run: Run, cli_here: Cli) ->
     assert [v["name"] for v in document["variants"]] == ["float32", "float16"]
     assert document["pictures"] == 72
     assert document["data"] == "pictures.npz"
+    assert 1 << 20 < document["variants"][0]["memory"]["process_bytes"] < 1 << 30
     page, text = (run.folder / "report.html").read_text(), (run.folder / "report.md").read_text()
     top1 = f"{document['full']['accuracy']['top1'] * 100:.1f}"
     assert top1 in page

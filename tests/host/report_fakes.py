@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeclf.core.calibrate import calibration
-from edgeclf.core.results import Latency, Size
+from edgeclf.core.results import Latency, Memory, Size
 from edgeclf.host import compare, timing
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.inside import Inside
@@ -41,8 +41,9 @@ def model(name: str, scores: compare.Scores, truth: np.ndarray, labels: Sequence
     accuracy, top5 = compare.accuracy(scores, truth, labels)
     size = Size(kilobytes * 1000, kilobytes * 900)
     return Model(
-        name, f"photos-{name}.tflite", "LiteRT 2.3.0, XNNPACK", "1", size, accuracy, top5, times, calibration(scores, truth)
-    )
+        name, f"photos-{name}.tflite", "LiteRT 2.3.0, XNNPACK", "1", size, accuracy, top5, times, calibration(scores, truth),
+        Memory(60_000_000 + kilobytes * 1000, kilobytes * 3000),
+    )  # fmt: skip
 
 
 def variant(

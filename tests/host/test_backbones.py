@@ -185,3 +185,18 @@ def test_float32_and_int8_files_take_raw_pixels_and_pass_their_self_test(name):
         tested = self_test(engine, dataclasses.replace(card, self_test=export.self_test(engine, card)))
         assert tested is not None
         assert tested.passed, variant
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v1-0.25", "mobilenet-v2-0.35"])
+def test_symmetric_padding_changes_where_strides_fall_and_nothing_else(name):
+    """Weights of one fit the other, by name; no layer pads by itself for a stride, and every pad is alike on all sides."""
+    usual, symmetric = _build(name, side=64), _build(name, side=64, symmetric=True)
+    assert [w.name for w in usual.weights] == [w.name for w in symmetric.weights]
+    assert [w.shape for w in usual.weights] == [w.shape for w in symmetric.weights]
+    for layer in symmetric.layers:
+        config = layer.get_config()
+        if type(layer).__name__ == "ZeroPadding2D":
+            assert {side for pair in config["padding"] for side in pair} == {1}
+        elif "strides" in config:
+            assert config["padding"] == "valid" or max(config["strides"]) == 1
+    assert usual.get_layer("features").input_shape == symmetric.get_layer("features").input_shape

@@ -13,7 +13,7 @@ import pytest
 from report_fakes import HOSTILE, comparison, scores_of, timed, variant
 
 from edgeclf.core import results
-from edgeclf.host import compare, report_html, report_tables, timing
+from edgeclf.host import compare, report, report_html, report_tables, timing
 from edgeclf.host.comparison import Unusable
 from edgeclf.host.verdict import recommend
 from edgeclf.host.wording import at_most, size
@@ -376,3 +376,23 @@ def test_the_page_tells_what_is_inside_the_files() -> None:
     document = found.to_json()
     assert document["variants"][0]["inside"]["zeros"] == 0.02
     assert 0 <= document["full"]["calibration"]["ece"] <= 1
+
+
+def test_peak_memory_stands_beside_the_sizes() -> None:
+    """Of the process and of the model in it, in table and JSON; a dash where it could not be measured."""
+    found = comparison()
+    unknown = dataclasses.replace(found, full=dataclasses.replace(found.full, memory=None))
+    for table, full in ((report_tables.sizes(found), "60.8 MB"), (report_tables.sizes(unknown), report_tables.NOTHING)):
+        column = table.head.index("peak memory")
+        assert [table.rows[0][column].text, table.rows[1][column].text] == [full, "60.7 MB"]
+        assert table.rows[1][column].note == "2.12 MB after import"
+    assert found.to_json()["variants"][0]["memory"] == {"process_bytes": 60_706_000, "model_bytes": 2_118_000}
+    assert unknown.to_json()["full"]["memory"] is None
+
+
+def test_a_dense_file_is_not_taken_for_a_sparse_one_nor_the_other_way_about() -> None:
+    """Both names begin alike."""
+    assert report._claims("pruned80-float32-sparse", "float32-sparse")
+    assert report._claims("float32", "float32")
+    assert not report._claims("float32-sparse", "float32")
+    assert not report._claims("float32", "float32-sparse")

@@ -24,6 +24,7 @@ CENTRE = "centre"
 V1_ALPHAS, V2_ALPHAS, V3_ALPHAS = (0.25, 0.5, 0.75, 1.0), (0.35, 0.5, 0.75, 1.0, 1.3, 1.4), (0.75, 1.0)
 
 Channels = tuple[float, ...]  # red, green, blue
+Swap = Callable[[Any], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,25 @@ WANTED: dict[str, Wanted] = {
 }
 
 
-def mobilenet_v1(shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2) -> Any:
-    """MobileNet (Howard et al. 2017): depthwise separable convolutions, ReLU6. Raises ConfigError, as all here do."""
+def mobilenet_v1(
+    shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2, symmetric: bool = False
+) -> Any:
+    """MobileNet (Howard et al. 2017): depthwise separable convolutions, ReLU6. Raises ConfigError, as all here do.
+
+    `symmetric` pads what strides on all four sides and not on two, which is what LiteRT's sparse kernels ask for.
+    """
     check_alpha(alpha, V1_ALPHAS)
-    return _classifier("mobilenet-v1", "MobileNet", shape, classes, dropout, alpha=alpha)
+    swap = padded_on_all_sides if symmetric else None
+    return _classifier("mobilenet-v1", "MobileNet", shape, classes, dropout, swap, alpha=alpha)
 
 
-def mobilenet_v2(shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2) -> Any:
-    """MobileNetV2 (Sandler et al. 2018): inverted residuals, ReLU6."""
+def mobilenet_v2(
+    shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2, symmetric: bool = False
+) -> Any:
+    """MobileNetV2 (Sandler et al. 2018): inverted residuals, ReLU6; `symmetric` as in `mobilenet_v1`."""
     check_alpha(alpha, V2_ALPHAS)
-    return _classifier("mobilenet-v2", "MobileNetV2", shape, classes, dropout, alpha=alpha)
+    swap = padded_on_all_sides if symmetric else None
+    return _classifier("mobilenet-v2", "MobileNetV2", shape, classes, dropout, swap, alpha=alpha)
 
 
 def mobilenet_v3_small(
@@ -92,12 +102,12 @@ def _mobilenet_v3(
 ) -> Any:
     check_alpha(alpha, (1.0,) if minimalistic else V3_ALPHAS)
     options = {"alpha": alpha, "minimalistic": minimalistic, "include_preprocessing": False}
-    return _classifier(name, builder, shape, classes, dropout, **options)
+    return _classifier(name, builder, shape, classes, dropout, None, **options)
 
 
 def efficientnet_b0(shape: tuple[int, int, int], classes: int, dropout: float = 0.2) -> Any:
     """EfficientNet-B0 (Tan and Le 2019): squeeze-and-excite, SiLU."""
-    return _classifier("efficientnet-b0", "EfficientNetB0", shape, classes, dropout)
+    return _classifier("efficientnet-b0", "EfficientNetB0", shape, classes, dropout, _without_preprocessing)
 
 
 def efficientnet_v2_b0(shape: tuple[int, int, int], classes: int, dropout: float = 0.2) -> Any:
@@ -120,14 +130,19 @@ def nasnet_mobile(shape: tuple[int, int, int], classes: int, dropout: float = 0.
     return _classifier("nasnet-mobile", "NASNetMobile", shape, classes, dropout)
 
 
-def _classifier(name: str, builder: str, shape: tuple[int, int, int], classes: int, dropout: float, **options: Any) -> Any:
-    """One of Keras' networks without its top, flat, behind `centre` where it needs that, with the house's head."""
+def _classifier(
+    name: str, builder: str, shape: tuple[int, int, int], classes: int, dropout: float, swap: Swap | None = None, **options: Any
+) -> Any:
+    """One of Keras' networks without its top, flat, behind `centre` where it needs that, with the house's head.
+
+    `swap(layer)` gives what is called in a layer's place.
+    """
     check_side(name, shape, LEAST_SIDE)
     inputs = keras().layers.Input(shape)
     x = centred(inputs, WANTED[name].zero) if WANTED[name] in (TORCH, CAFFE) else inputs
     make = getattr(keras().applications, builder)
-    if name == "efficientnet-b0":
-        features = walk(make(input_shape=shape, include_top=False, weights=None, **options), x, _without_preprocessing)
+    if swap:
+        features = walk(make(input_shape=shape, include_top=False, weights=None, **options), x, swap)
     else:
         features = make(input_shape=shape, include_top=False, weights=None, input_tensor=x, **options).output
     return keras().Model(inputs, head(features, classes, dropout), name=name)
@@ -152,6 +167,20 @@ def _without_preprocessing(layer: Any) -> Callable[..., Any]:
         return lambda tensor: tensor
     copy: Callable[..., Any] = type(layer).from_config(layer.get_config())
     return copy
+
+
+def padded_on_all_sides(layer: Any) -> Callable[..., Any]:
+    """A copy of a layer; one that pads for a stride, by itself or in front, pads alike on all sides."""
+    kind, config = type(layer), layer.get_config()
+    if kind.__name__ == "ZeroPadding2D":
+        around: Callable[..., Any] = kind.from_config({**config, "padding": [[max(pair)] * 2 for pair in config["padding"]]})
+        return around
+    if config.get("padding") != "same" or max(config["strides"]) == 1:
+        copy: Callable[..., Any] = kind.from_config(config)
+        return copy
+    pad = keras().layers.ZeroPadding2D(config["kernel_size"][0] // 2, name=f"{layer.name}_pad")
+    strided = kind.from_config({**config, "padding": "valid"})
+    return lambda tensor: strided(pad(tensor))
 
 
 def head(x: Any, classes: int, dropout: float) -> Any:
