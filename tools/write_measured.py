@@ -101,7 +101,7 @@ def _sparse(name: str, files: dict[str, Any]) -> tuple[str, str]:
     rows = [files[f"0.8 {variant}"] for variant in ("float32", "float32-sparse", "int8")]
     pi4, pi5 = (", ".join(f"{row['instructions'][board]:,}" for row in rows) for board in ("pi4", "pi5"))
     sizes = ", ".join(f"{row['file_bytes'] / 1000:.0f}" for row in rows)
-    what = f"`{name}`, 80% of the weights zero: float32, float32-sparse and int8"
+    what = f"`{name}`, 80% of each large kernel zero: float32, float32-sparse and int8"
     return what, f"files of {sizes} kB; instructions on the emulated Pi 4 {pi4}; on the Pi 5 {pi5}"
 
 

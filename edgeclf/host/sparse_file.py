@@ -51,7 +51,7 @@ def notes(variant: str) -> tuple[str, ...]:
         return ()
     return (
         f"{variant}: smaller without gzip too; faster only where the runtime has sparse kernels for the network (on ARM, for "
-        "networks of 1x1 and depthwise convolutions of which two thirds are zeros), elsewhere as fast as the dense file",
+        "MobileNet V1 and its like with two thirds of zeros), elsewhere as fast as the dense file",
     )
 
 

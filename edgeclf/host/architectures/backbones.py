@@ -67,20 +67,18 @@ def mobilenet_v1(
 ) -> Any:
     """MobileNet (Howard et al. 2017): depthwise separable convolutions, ReLU6. Raises ConfigError, as all here do.
 
-    `symmetric` pads what strides on all four sides and not on two, which is what LiteRT's sparse kernels ask for.
+    `symmetric` pads what strides on all four sides and not on two, which is what LiteRT's sparse kernels ask for. (With such
+    padding they still left MobileNetV2 to dense kernels, LiteRT 2.3.0 on an emulated Pi 5, so that has no such option.)
     """
     check_alpha(alpha, V1_ALPHAS)
     swap = padded_on_all_sides if symmetric else None
     return _classifier("mobilenet-v1", "MobileNet", shape, classes, dropout, swap, alpha=alpha)
 
 
-def mobilenet_v2(
-    shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2, symmetric: bool = False
-) -> Any:
-    """MobileNetV2 (Sandler et al. 2018): inverted residuals, ReLU6; `symmetric` as in `mobilenet_v1`."""
+def mobilenet_v2(shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2) -> Any:
+    """MobileNetV2 (Sandler et al. 2018): inverted residuals, ReLU6."""
     check_alpha(alpha, V2_ALPHAS)
-    swap = padded_on_all_sides if symmetric else None
-    return _classifier("mobilenet-v2", "MobileNetV2", shape, classes, dropout, swap, alpha=alpha)
+    return _classifier("mobilenet-v2", "MobileNetV2", shape, classes, dropout, alpha=alpha)
 
 
 def mobilenet_v3_small(
