@@ -25,9 +25,9 @@ def compact(
     as many as `residuals` says for each stage (one, where it is empty).
 
     Nothing but dense 3x3 convolutions, batch normalisation, activations and sums: with ReLU each fuses into one int8 kernel,
-    where depthwise convolutions are poorly served. The stem sees every pixel, since what it skips is lost; after it early strides,
-    or `pool` (2x2 max pooling), put most of the work at small maps, where channels (and so kernel tiles) are full. Widths are
-    multiples of 16 for the same reason. `attention` (`se` or `cbam`) weighs each residual branch before its sum.
+    where depthwise convolutions are poorly served. The stem sees every pixel, since what it skips is lost; after it early
+    strides, or `pool` (2x2 max pooling), put most of the work at small maps, where channels (and so kernel tiles) are full.
+    Widths are multiples of 16 for the same reason. `attention` (`se` or `cbam`) weighs each residual branch before its sum.
     `activation` is that of all stages; the stem's, on the largest map, is always ReLU. SiLU does not fuse, but costs `compact`
     0.8% of its instructions on a Raspberry Pi 5.
     """
