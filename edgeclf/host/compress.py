@@ -152,6 +152,14 @@ def compress(job: Job, listeners: Listeners | None = None, on_stage: Callable[[S
         return _finish(job, model, history, ranges, lineage)
 
 
+def compressed(source: Run, recipe: Recipe, folder: Path, listeners: Listeners | None = None) -> Run:
+    """The compression in `folder`: as it was finished there, gone on with, or started as `start` does. Raises as these do."""
+    if (folder / CARD).is_file():
+        return open_run(folder)
+    job = resume(folder) if (folder / STARTED).is_file() else start(source, recipe, folder)
+    return compress(job, listeners)
+
+
 class _Done:
     """What a finished step left: the network and, beside it, its history, facts and ranges; the latter is written last."""
 

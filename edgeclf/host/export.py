@@ -236,10 +236,7 @@ def _check_probabilities(candidate: Candidate, setting: Setting) -> None:
     """Run the file as an app would, its own output and not the logits before it, on a few held-out pictures."""
     pictures = setting.dataset.shards.take(setting.held_out[: GOLDEN_PICTURES * 8])
     probabilities = (export_onnx.file_output if candidate.onnx else file_output)(candidate.model, candidate.card, pictures)
-    rounded = named_scheme(candidate.name) in (
-        "int8",
-        quantize.MIXED,
-    )  # but in ONNX these are floats
+    rounded = named_scheme(candidate.name) in ("int8", quantize.MIXED)  # but in ONNX these are floats
     gates.check_probabilities(candidate.name, probabilities, 1 / 256 if rounded else 0.0)
 
 

@@ -11,13 +11,12 @@ from edgeclf.core.card import Io
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.progress import Bar, Report
 from edgeclf.core.results import PairedDrop
-from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, compare, compress, guard, qat, quantize
+from edgeclf.host import compare, compress, guard, int8_score
 from edgeclf.host.candidates import Candidate, Setting, Source, described, open_tflite, trained_ranges
 from edgeclf.host.checkpoint import OnEpoch
 from edgeclf.host.comparison import FULL
 from edgeclf.host.fitting import Listeners
-from edgeclf.host.run import CARD, FLOAT32, STARTED, Run, open_run, sha256_of
+from edgeclf.host.run import CARD, Run, open_run, sha256_of
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,11 @@ class _Retraining:
                 return found
             raise ConfigError(f"{self.folder}: is another run, where the guard would train; move it, or give --no-qat")
         self.budget.on_training(self.folder)
-        if (self.folder / STARTED).is_file():
-            return compress.compress(compress.resume(self.folder), self.listeners)
         recipe = compress.recipe_for(source)
         wanted = replace(recipe, compression=replace(recipe.compression, qat=True))
-        return compress.compress(compress.start(source, wanted, self.folder), self.listeners)
+        return compress.compressed(source, wanted, self.folder, self.listeners)
 
     def int8(self) -> bytes:
         """Its int8 file."""
         run = self.run()
-        model = run.model()
-        float32 = quantize.to_float32(quantize.with_softmax(model))
-        calibrated = activations.record_ranges(float32, self.setting.calibration.batches())
-        merged = qat.by_tensor(run.ranges(), calibrated, read_model(float32, FLOAT32), model)
-        return quantize.quantize(float32, "int8", merged, self.io)
+        return int8_score.int8_file(run.model(), run.ranges(), self.setting.calibration, self.io)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from edgeclf.core.bundle import Bundle
+from edgeclf.core.card import Io
 from edgeclf.core.tflite import read_model
 from edgeclf.host import activations, qat, quantize
 from edgeclf.host.activations import Ranges
+from edgeclf.host.calibration import CalibrationSet
 from edgeclf.host.compare import batches, predictions
 from edgeclf.host.compression import Setting
 from edgeclf.host.qat import LayerRanges
@@ -19,7 +21,7 @@ from edgeclf.runtime.engine import Engine, open_engine
 
 def calibrated(model: Any, setting: Setting) -> LayerRanges:
     """The range of each layer's output on the calibration pictures, by layer."""
-    float32, ranges = _float32(model, setting)
+    float32, ranges = _float32(model, setting.calibration)
     return qat.by_layer(ranges, read_model(float32, "float32"), model)
 
 
@@ -40,12 +42,16 @@ def latency_ms(model: Any, setting: Setting) -> float:
 
 def int8_engine(model: Any, ranges: LayerRanges, setting: Setting) -> Engine:
     """An engine that runs the int8 file of a plain network."""
-    float32, found = _float32(model, setting)
-    merged = qat.by_tensor(ranges, found, read_model(float32, "float32"), model)
-    made = quantize.quantize(float32, "int8", merged, "uint8")
+    made = int8_file(model, ranges, setting.calibration)
     return open_engine(Bundle(made, setting.card("int8"), setting.dataset.labels, "int8"), probed=True)
 
 
-def _float32(model: Any, setting: Setting) -> tuple[bytes, Ranges]:
+def int8_file(model: Any, ranges: LayerRanges, chosen: CalibrationSet, io: Io = "uint8") -> bytes:
+    """The int8 file of a plain network; `ranges` replace the calibrated ones of their layers."""
+    float32, found = _float32(model, chosen)
+    return quantize.quantize(float32, "int8", qat.by_tensor(ranges, found, read_model(float32, "float32"), model), io)
+
+
+def _float32(model: Any, chosen: CalibrationSet) -> tuple[bytes, Ranges]:
     float32 = quantize.to_float32(quantize.with_softmax(model))
-    return float32, activations.record_ranges(float32, setting.calibration.batches())
+    return float32, activations.record_ranges(float32, chosen.batches())

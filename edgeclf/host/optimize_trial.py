@@ -24,7 +24,7 @@ from edgeclf.host.candidates import Candidate, Setting, Source
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.guard import Guard
 from edgeclf.host.optimize_space import Configuration, Network
-from edgeclf.host.run import CARD, STARTED, Run, open_run
+from edgeclf.host.run import Run
 from edgeclf.runtime.engine import TfliteEngine
 
 ROUNDS = 6  # of timing a file beside float32, to steer the search; the choice is made by longer timing of all files in turns
@@ -169,11 +169,6 @@ def compressed(run: Run, network: Network, folder: Path, epochs: int | None, lis
 
     Raises ConfigError when a layer cannot be pruned or a target cannot be met, EdgeclfError when the loss is no number.
     """
-    folder = folder / network.name
-    if (folder / CARD).is_file():
-        return open_run(folder)
-    if (folder / STARTED).is_file():
-        return compress.compress(compress.resume(folder), listeners)
     recipe = compress.recipe_for(run)
     section = replace(network.section(recipe.compression), epochs=epochs or recipe.compression.epochs, prune_2_4=False)
-    return compress.compress(compress.start(run, replace(recipe, compression=section), folder), listeners)
+    return compress.compressed(run, replace(recipe, compression=section), folder / network.name, listeners)
