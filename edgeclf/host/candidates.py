@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata as packages
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from edgeclf.core.bundle import Bundle, model_bytes
 from edgeclf.core.card import Io, ModelCard
-from edgeclf.core.errors import ModelError, QualityError
+from edgeclf.core.errors import ModelError
 from edgeclf.core.progress import Bar
 from edgeclf.core.tflite import read_model
 from edgeclf.host import activations, compare, gates, qat, quantize
@@ -99,18 +98,13 @@ def check_same(engine: TfliteEngine | OnnxEngine, name: str, setting: Setting) -
     gates.check_agreement(scores[FULL], scores[name], name)
 
 
-def make(variants: Sequence[str], io: Io, made_from: Source, setting: Setting) -> tuple[list[Candidate], list[str]]:
-    """One of each variant, and why the others cannot be. `io` is for int8 alone."""
-    ranges = trained_ranges(made_from.float32, made_from.recorded.ranges(), setting) if made_from.recorded else None
-    made, refused = [], []
-    for variant in variants:
-        ends: Io = io if variant == "int8" else "float32"
-        try:
-            model = quantize.quantize(made_from.float32, variant, ranges, ends)
-            made.append(described(model, setting.run.named(variant), ends, setting, variant in quantize.CALIBRATED))
-        except (QualityError, ModelError) as error:
-            refused.append(str(error))
-    return made, refused
+def make(variant: str, io: Io, made_from: Source, setting: Setting) -> Candidate:
+    """One variant; `io` is for int8 alone. Raises ModelError, QualityError where it cannot be."""
+    calibrated, ends = variant in quantize.CALIBRATED, io if variant == "int8" else "float32"
+    recorded = made_from.recorded if calibrated else None
+    ranges = trained_ranges(made_from.float32, recorded.ranges(), setting) if recorded else None
+    model = quantize.quantize(made_from.float32, variant, ranges, ends)
+    return described(model, setting.run.named(variant), ends, setting, calibrated)
 
 
 def trained_ranges(float32: bytes, calibrated: activations.Ranges, setting: Setting) -> activations.Ranges:

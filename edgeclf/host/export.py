@@ -145,12 +145,11 @@ def _tflite(
     made_from = candidates.source(setting, bool(set(variants) & set(quantize.CALIBRATED)), bar)
     made, refused = list[Candidate](), list[str]()
     for variant in variants:
-        if variant != "int8" or budget is None:
-            some, why = candidates.make([variant], io, made_from, setting)
-            made, refused = made + some, refused + why
-            continue
         try:
-            made.append(guarded.within(budget, io, made_from, setting, bar))
+            if variant == "int8" and budget:
+                made.append(guarded.within(budget, io, made_from, setting, bar))
+            else:
+                made.append(candidates.make(variant, io, made_from, setting))
         except (QualityError, ModelError) as error:
             refused.append(str(error))
     return made, refused
