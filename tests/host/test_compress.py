@@ -17,6 +17,7 @@ from edgeclf.core.tflite import read_model
 from edgeclf.host import compress, distill, preserve, qat, quantize, sparsity
 from edgeclf.host import train as training
 from edgeclf.host.compression import plan, tuned
+from edgeclf.host.data import open_dataset
 from edgeclf.host.export import export
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.keras import keras
@@ -159,11 +160,26 @@ def test_a_student_follows_its_teacher_and_not_the_labels():
     assert np.mean(student(pictures).numpy().argmax(axis=1) == wanted) > 0.95
 
 
-def test_a_teacher_of_other_pictures_is_refused(source, tmp_path):
-    """Labels and image size must be the student's."""
+def test_a_teacher_of_other_pictures_is_refused(source):
+    """Labels, fit and colour must be the student's."""
     other = dataclasses.replace(source.card, labels=("a", "b"))
     with pytest.raises(ConfigError, match="same labels"):
         distill.open_teacher(source, other, 0.5, 4.0)
+    grey = dataclasses.replace(source.card, image=dataclasses.replace(source.card.image, fit="pad"))
+    with pytest.raises(ConfigError, match="by stretch .*the student by pad"):
+        distill.open_teacher(source, grey, 0.5, 4.0)
+
+
+def test_a_teacher_of_another_size_sees_the_same_pictures(source):
+    """Twice as large to the student and normalised otherwise: what the teacher answers is nearly what it answers to its own."""
+    image, pixels = source.card.image, open_dataset(source).pictures("test")[:64].astype(np.float32)
+    larger = dataclasses.replace(image, width=2 * image.width, height=2 * image.height, mean=0.0, std=255.0)
+    student = dataclasses.replace(source.card, image=larger)
+    own, other = (distill.open_teacher(source, card, 0.5, 4.0) for card in (source.card, student))
+    doubled = pixels.repeat(2, axis=1).repeat(2, axis=2) / 255
+    expected = own.logits((pixels - image.mean) / image.std).numpy()
+    assert other.logits(doubled).shape == expected.shape
+    assert np.mean(other.logits(doubled).numpy().argmax(axis=1) == expected.argmax(axis=1)) > 0.9
 
 
 def test_a_source_that_was_altered_is_refused(source, tmp_path):
