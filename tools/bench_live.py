@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from edgeclf.core.image import Pixels, prepare
 from edgeclf.runtime.camera import Picture, Source, find_source
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.live import Limits, Live
+from edgeclf.runtime.scoring import Scored, scorer
 from edgeclf.runtime.sinks import Background, JsonLines
 
 SIZE = (480, 640, 3)
@@ -88,9 +90,15 @@ def loop_cost(classifier: Classifier, frames: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             sink = Background(JsonLines(Path(folder) / "seen.jsonl"), "jsonl", lossless=True)
             source = Source("memory", lambda: Memory(count), live=False)  # noqa: B023
-            summary = Live(source, classifier.probabilities, classifier.labels, sinks=[sink]).run()
+            summary = Live([source], scorer(classifier), classifier.labels, sinks=[sink]).run()
+        stages = summary.stages
         rounds.append(
-            (statistics.median(invoke) * 1000, summary.classify.p50_ms, summary.emit.p50_ms, 1000 * summary.seconds / count)
+            (
+                statistics.median(invoke) * 1000,
+                stages["resize"].p50_ms + stages["invoke"].p50_ms,
+                stages["emit"].p50_ms,
+                1000 * summary.seconds / count,
+            )
         )
     names = ("invoke_p50_ms", "classify_p50_ms", "emit_p50_ms", "whole_loop_mean_ms")
     return {name: round(statistics.median(column), 4) for name, column in zip(names, zip(*rounds, strict=True), strict=True)}
@@ -105,17 +113,20 @@ def _timed(work: Any) -> float:
 def age_of_frames(classifier: Classifier) -> dict[str, float]:
     """A model slower than the camera: the age at the label must stay within one interval and the inference."""
 
-    def slow(frame: Pixels) -> Any:
+    answer = scorer(classifier)
+
+    def slow(frame: Pixels) -> Scored:
         time.sleep(SLOW_S)
-        return classifier.probabilities(frame)
+        scored = answer(frame)
+        return replace(scored, invoke_s=scored.invoke_s + SLOW_S)
 
     camera = find_source("synthetic", CameraSection(640, 480, 30))
-    summary = Live(camera, slow, classifier.labels, limits=Limits(max_frames=60)).run()
+    summary = Live([camera], slow, classifier.labels, limits=Limits(max_frames=60)).run()
     return {
         "interval_ms": round(1000 / 30, 1),
-        "classify_p50_ms": round(summary.classify.p50_ms, 1),
-        "age_p50_ms": round(summary.age.p50_ms, 1),
-        "age_p99_ms": round(summary.age.p99_ms, 1),
+        "invoke_p50_ms": round(summary.stages["invoke"].p50_ms, 1),
+        "age_p50_ms": round(summary.stages["age"].p50_ms, 1),
+        "age_p99_ms": round(summary.stages["age"].p99_ms, 1),
         "frames": summary.frames,
         "dropped": summary.dropped,
     }
@@ -125,15 +136,16 @@ def soak(classifier: Classifier, frames: int) -> dict[str, float]:
     """Resident memory after a tenth of the frames and after all of them, in one run."""
     marks: list[float] = []
     seen = [0]
+    answer = scorer(classifier)
 
-    def watched(frame: Pixels) -> Any:
+    def watched(frame: Pixels) -> Scored:
         seen[0] += 1
         if seen[0] in (frames // 10, frames):
             marks.append(resident_mb())
-        return classifier.probabilities(frame)
+        return answer(frame)
 
     sink = Background(JsonLines(Path(os.devnull)), "jsonl")
-    summary = Live(Source("memory", lambda: Memory(frames), live=False), watched, classifier.labels, sinks=[sink]).run()
+    summary = Live([Source("memory", lambda: Memory(frames), live=False)], watched, classifier.labels, sinks=[sink]).run()
     growth = (marks[1] - marks[0]) / (0.9 * frames) * 1e6
     return {
         "frames": frames,

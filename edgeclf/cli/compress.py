@@ -33,7 +33,11 @@ def compress(
     ] = None,
     distill: Annotated[
         Path | None,
-        typer.Option(metavar="TEACHER", help="A run whose answers are learned from, in every step; of any picture size.", show_default=False),
+        typer.Option(
+            metavar="TEACHER",
+            help="A run whose answers are learned from, in every step; of any picture size.",
+            show_default=False,
+        ),
     ] = None,
     qat: Annotated[bool, typer.Option("--qat", help="Quantisation-aware training: the int8 file loses less.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Of every step, in place of its own.")] = None,

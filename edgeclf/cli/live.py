@@ -11,51 +11,115 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeclf.cli.common import print_json, say
-from edgeclf.cli.options import File, Labels, Normalize, pair
-from edgeclf.core.errors import EXIT_INTERRUPTED, ConfigError
+from edgeclf.cli.options import Labels, Normalize, pair
+from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from edgeclf.runtime.live import Summary
+    from edgeclf.runtime.service import Served
 
-    from edgeclf.runtime.live import Stop, Summary
-    from edgeclf.runtime.sinks import Sink, Writer
-    from edgeclf.runtime.window import Window
-
-READER_GONE = "nobody reads standard output"
+WORDED = {
+    "wait": "wait for frame",
+    "decode": "decode",
+    "resize": "resize",
+    "invoke": "invoke",
+    "decide": "decide",
+    "emit": "emit",
+    "age": "age at label",
+}
+DECIDING, GATING, OUTPUT, SOURCES = "Answers", "Which frames", "Where results go", "Sources"
 
 
 def run(
-    file: File,
-    source: Annotated[
-        str,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A .tflite or .onnx file, or a shipped model as compact-cifar10.", show_default="that of --config"),
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
         typer.Option(
             "--source",
             "-s",
-            help="Camera index, /dev/video*, video, folder or glob of pictures, rtsp:// or http:// address, synthetic.",
+            help="Camera index, /dev/video*, video, folder or glob of pictures, rtsp:// or http:// address, synthetic. "
+            "May be given several times.",
+            show_default="0",
+            rich_help_panel=SOURCES,
         ),
-    ] = "0",
-    window: Annotated[bool, typer.Option("--window", help="Show the picture and its label; q or Esc ends.")] = False,
-    jsonl: Annotated[
-        str | None,
-        typer.Option("--jsonl", metavar="PATH", help="Append one JSON line a frame to this file; - is standard output."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary at the end as JSON, and nothing else.")] = False,
-    top: Annotated[int, typer.Option(help="Likeliest classes in each JSON line.", min=1)] = 3,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of a board, as TOML; options given here count more.", show_default=False)
+    ] = None,
+    wait_for_source: Annotated[
+        bool, typer.Option("--wait-for-source", help="Wait for a camera that is not there yet.", rich_help_panel=SOURCES)
+    ] = False,
+    realtime: Annotated[
+        bool,
+        typer.Option(
+            "--realtime",
+            help="Play a video or folder at its own rate, newest frame only, as a camera would.",
+            rich_help_panel=SOURCES,
+        ),
+    ] = False,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Asked of a camera, in pixels.", show_default="640", min=16, max=8192, rich_help_panel=SOURCES),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(help="Asked of a camera, in pixels.", show_default="480", min=16, max=8192, rich_help_panel=SOURCES),
+    ] = None,
+    fps: Annotated[
+        int | None,
+        typer.Option(
+            help="Asked of a camera; the rate of synthetic and of --realtime folders.",
+            show_default="30",
+            min=1,
+            max=1000,
+            rich_help_panel=SOURCES,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="A score below this is 'unknown'.", show_default="the model card's, else none", min=0, max=1),
+        typer.Option(
+            help="A score below this is 'unknown'.",
+            show_default="the model card's, else none",
+            min=0,
+            max=1,
+            rich_help_panel=DECIDING,
+        ),
     ] = None,
     smooth: Annotated[
-        float, typer.Option(help="Weight of the past in the mean over frames, 0 to 0.99; 0 is off.", min=0, max=0.99)
-    ] = 0.0,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="Play a video or folder at its own rate, newest frame only, as a camera would.")
+        float | None,
+        typer.Option(
+            help="Weight of the past in the mean over frames, 0 to 0.99.",
+            show_default="0",
+            min=0,
+            max=0.99,
+            rich_help_panel=DECIDING,
+        ),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Likeliest classes in each event.", show_default="3", min=1, rich_help_panel=DECIDING)
+    ] = None,
+    window: Annotated[
+        bool, typer.Option("--window", help="Show the picture and its label; q or Esc ends.", rich_help_panel=OUTPUT)
     ] = False,
-    width: Annotated[int, typer.Option(help="Asked of a camera, in pixels.", min=16, max=8192)] = 640,
-    height: Annotated[int, typer.Option(help="Asked of a camera, in pixels.", min=16, max=8192)] = 480,
-    fps: Annotated[
-        int, typer.Option(help="Asked of a camera; the rate of synthetic and of --realtime folders.", min=1, max=1000)
-    ] = 30,
+    jsonl: Annotated[
+        str | None,
+        typer.Option(
+            "--jsonl",
+            metavar="PATH",
+            help="Append one JSON line a frame to this file; - is standard output.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary at the end as JSON, and nothing else.", rich_help_panel=OUTPUT)
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting, as gate.max_fps=5.", show_default=False),
+    ] = None,
     max_frames: Annotated[int | None, typer.Option(help="End after so many classified frames.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="End after this time.", min=0.1)] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the interpreter.", show_default="its own choice", min=1)] = None,
@@ -69,73 +133,44 @@ def run(
 
     Example: edgeclf run runs/photos/photos-int8.tflite --source 0 --jsonl seen.jsonl
     """
-    if jsonl == "-" and as_json:
+    if as_json and jsonl == "-":
         raise ConfigError("--json and --jsonl - both want standard output; give --jsonl a file")
-    import numpy as np
+    from edgeclf.core.config import changed, changed_by_text
+    from edgeclf.core.live_settings import LiveSettings, read_settings
+    from edgeclf.runtime.live import Stop, stopping_on_signals
+    from edgeclf.runtime.service import Asked, serve
 
-    from edgeclf.core.devices import CameraSection
-    from edgeclf.runtime.camera import find_source
-    from edgeclf.runtime.classifier import Classifier
-    from edgeclf.runtime.decision import Rules
-    from edgeclf.runtime.live import Limits, Live, Stop, stopping_on_signals
-
-    found = find_source(source, CameraSection(width, height, fps), realtime)
-    classifier = Classifier.load(file, threads, labels, pair(normalize) if normalize else None)
-    classifier.probabilities(np.zeros((height, width, 3), np.uint8))  # the first answer is slow: before the camera opens
-    limits = (threshold,) if threshold is not None else classifier.card.thresholds or (0.0,)
-    rules = Rules(smooth=smooth, thresholds=limits, top=top)
+    wanted = changed(
+        changed_by_text(read_settings(config) if config else LiveSettings(), settings or ()),
+        model=str(file) if file else None, sources=sources or None, threads=threads,
+        realtime=realtime or None, wait_for_source=wait_for_source or None,
+        camera__width=width, camera__height=height, camera__fps=fps,
+        decide__threshold=threshold, decide__smooth=smooth, decide__top=top,
+        files__jsonl=jsonl,
+    )  # fmt: skip
+    if not wanted.model:
+        raise ConfigError("no model: name a file, or a shipped model as in: edgeclf run compact-cifar10 --source 0")
+    asked = Asked(max_frames, seconds, window, as_json, labels, pair(normalize) if normalize else None)
     stop = Stop()
-    shown = _window(stop) if window else None
-    with stopping_on_signals(stop), _sinks(jsonl, as_json, not found.live, stop) as sinks:
-        everything = [*sinks, shown] if shown else sinks
-        live = Live(found, classifier.probabilities, classifier.labels, rules, everything, Limits(max_frames, seconds), stop)
-        summary = shown.host(live.run) if shown else live.run()
-    _finish(summary, as_json, live.blocked)
+    with stopping_on_signals(stop):
+        served = serve(wanted, asked, stop, lambda message: say(f"warning: {message}"))
+    _finish(served, as_json)
 
 
-def _window(stop: Stop) -> Window:
-    from edgeclf.runtime.window import Window, need_display
-
-    need_display()
-    return Window(lambda: stop.because("window closed"))
-
-
-@contextlib.contextmanager
-def _sinks(jsonl: str | None, as_json: bool, lossless: bool, stop: Stop) -> Iterator[list[Sink]]:
-    """Lines for a person unless standard output is wanted for something else, and JSON lines when asked for."""
-    from edgeclf.runtime.sinks import Background, JsonLines, Lines
-
-    def background(writer: Writer, name: str) -> Background:
-        return Background(
-            writer, name, lossless, stop, lambda: stop.because(READER_GONE), lambda message: say(f"warning: {message}")
-        )
-
-    sinks: list[Sink] = []
-    lines = None
-    if jsonl is not None:
-        sinks.append(background(JsonLines(sys.stdout if jsonl == "-" else Path(jsonl)), "jsonl"))
-    if not as_json and jsonl != "-":
-        lines = Lines(sys.stdout)
-        sinks.append(background(lines, "terminal"))
-    try:
-        yield sinks
-    finally:
-        for sink in sinks:
-            sink.close()
-        if lines:
-            lines.end()
-
-
-def _finish(summary: Summary, as_json: bool, blocked: bool) -> None:
+def _finish(served: Served, as_json: bool) -> None:
     """Print the summary and exit with the code that the end of the run deserves."""
+    from edgeclf.runtime.live import MEMORY_LIMIT
+    from edgeclf.runtime.service import READER_GONE
+
+    summary = served.summary
     if summary.note:
         say(f"warning: {summary.source} ended {summary.note}")
     if as_json:
-        print_json(summary.to_json())
+        print_json({**summary.to_json(), "first_inference_ms": served.first_inference_ms, "threads": served.threads})
     else:
         say(in_words(summary))
-    code = EXIT_INTERRUPTED if summary.ended == "SIGINT" else 0
-    if blocked or summary.ended == READER_GONE:
+    code = {"SIGINT": EXIT_INTERRUPTED, MEMORY_LIMIT: EXIT_RESTART}.get(summary.ended, 0)
+    if served.blocked or summary.ended == READER_GONE:
         with contextlib.suppress(OSError, ValueError):
             if as_json:
                 sys.stdout.flush()
@@ -145,16 +180,20 @@ def _finish(summary: Summary, as_json: bool, blocked: bool) -> None:
 
 def in_words(summary: Summary) -> str:
     """The summary as a few lines for a person."""
-    losses = {name: getattr(summary, name) for name in ("dropped", "skipped", "invalid", "identical", "stalls", "reconnects")}
+    names = ("dropped", "gated", "skipped", "invalid", "identical", "stalls", "reconnects")
+    losses = {name: getattr(summary, name) for name in names}
     counted = ", ".join(f"{count} {name}" for name, count in losses.items() if count)
     lost = ", ".join(f"{name} lost {count} messages" for name, count in summary.lost_messages.items())
-    stages = {"wait for frame": summary.wait, "classify": summary.classify, "emit": summary.emit, "age at label": summary.age}
     likeliest = sorted(summary.labels.items(), key=lambda item: -item[1])[:10]
     return "\n".join(
         [
             f"{summary.source}: {summary.ended} after {summary.seconds:.1f} s: {summary.frames} frames, {summary.fps:.1f} fps",
             *filter(None, [counted, lost]),
-            *(f"  {name:<15} p50 {times.p50_ms:8.2f} ms   p90 {times.p90_ms:8.2f} ms" for name, times in stages.items()),
+            *(
+                f"  {WORDED[name]:<15} p50 {times.p50_ms:8.2f} ms   p90 {times.p90_ms:8.2f} ms   p99 {times.p99_ms:8.2f} ms"
+                for name, times in summary.stages.items()
+                if times.runs
+            ),
             f"  labels: {', '.join(f'{label} {count}' for label, count in likeliest) or 'none'}",
         ]
     )

@@ -8,6 +8,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,52 @@ def to_table(value: Any) -> dict[str, Any]:
     """The frozen dataclass as the nested table that `build` reads back to an equal value."""
     table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))  # tuples become lists
     return table
+
+
+def changed(value: T, **changes: Any) -> T:
+    """A copy of a frozen dataclass with single values replaced, `key=value` or `section__key=value`; None changes nothing.
+
+    Raises ConfigError.
+    """
+    wanted = {key: new for key, new in changes.items() if new is not None}
+    table = _without_none(to_table(value))
+    for key, new in wanted.items():
+        *path, name = key.split("__")
+        section = table
+        for part in path:
+            section = section[part]
+        section[name] = new
+    return build(type(value), table, "options") if wanted else value
+
+
+def changed_by_text(value: T, assignments: Sequence[str]) -> T:
+    """A copy with each `section.key=value` applied, values written as in TOML; text needs no quotes. Raises ConfigError."""
+    table = _without_none(to_table(value))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        *path, name = key.strip().split(".")
+        if not equals or not path or not name:
+            raise ConfigError(f"--set {assignment}: expected SECTION.KEY=VALUE, as in {_example(table)}")
+        section = table
+        for i, part in enumerate(path):
+            if not isinstance(section.get(part), dict):
+                raise ConfigError(f"--set {assignment}: no section {'.'.join(path[: i + 1])!r} (known: {_sections(table)})")
+            section = section[part]
+        section[name] = value_of(text.strip())
+    return build(type(value), table, "--set") if assignments else value
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: None is what nobody said."""
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
+
+
+def _sections(table: dict[str, Any]) -> str:
+    return ", ".join(key for key, value in table.items() if isinstance(value, dict))
+
+
+def _example(table: dict[str, Any]) -> str:
+    return next(f"{s}.{k}={_literal(v)}" for s, t in table.items() if isinstance(t, dict) for k, v in t.items())
 
 
 def value_of(text: str) -> Any:

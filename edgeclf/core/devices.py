@@ -10,11 +10,12 @@ from edgeclf.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class CameraSection:
-    """What to ask the board's camera for; small MJPG frames cost least to decode."""
+    """What to ask the board's camera for; small MJPG frames cost least to decode. `pixel_format` is four letters of V4L2."""
 
     width: int = 640
     height: int = 480
     fps: int = 30
+    pixel_format: str = "MJPG"
 
 
 @dataclass(frozen=True)

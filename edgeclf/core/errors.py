@@ -9,13 +9,15 @@
     ├── QualityError      7  the result failed a gate, so no file was written; or a file does not compute what was shipped
     └── StorageError      8  the disk refused (full, read-only, no permission)
 
-Ctrl-C exits with 130; an error that nobody foresaw exits with 70 and asks for `--debug`.
+Ctrl-C exits with 130, a run that wants to be started afresh with 75; an error that nobody foresaw exits with 70 and asks
+for `--debug`.
 Every message is one line: what was wrong, where, what to do next.
 """
 
 from __future__ import annotations
 
 EXIT_UNFORESEEN = 70
+EXIT_RESTART = 75  # a run ended itself so that a supervisor starts it afresh
 EXIT_INTERRUPTED = 130
 
 

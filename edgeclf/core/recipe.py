@@ -264,33 +264,12 @@ def load_recipe(name: str) -> Recipe:
 
 def override(recipe: Recipe, **changes: Any) -> Recipe:
     """A copy with single values replaced, `section__key=value`; a value of None changes nothing. Raises ConfigError."""
-    wanted = {key: value for key, value in changes.items() if value is not None}
-    table = config.to_table(recipe)
-    for key, value in wanted.items():
-        section, _, name = key.partition("__")
-        table[section][name] = value
-    return config.build(Recipe, table, "options") if wanted else recipe
+    return config.changed(recipe, **changes)
 
 
 def override_by_text(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """A copy with `section.key=value` applied, values written as in TOML; text needs no quotes. Raises ConfigError."""
-    table = config.to_table(recipe)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        *path, name = key.strip().split(".")
-        if not equals or not path or not name:
-            raise ConfigError(f"--set {assignment}: expected SECTION.KEY=VALUE, as in training.ema=0.999")
-        section = table
-        for i, part in enumerate(path):
-            if not isinstance(section.get(part), dict):
-                raise ConfigError(f"--set {assignment}: no section {'.'.join(path[: i + 1])!r} (known: {_sections(table)})")
-            section = section[part]
-        section[name] = config.value_of(text.strip())
-    return config.build(Recipe, table, "--set")
-
-
-def _sections(table: dict[str, Any]) -> str:
-    return ", ".join(key for key, value in table.items() if isinstance(value, dict))
+    return config.changed_by_text(recipe, assignments)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -24,8 +24,9 @@ from edgeclf.host.run import Run
 from edgeclf.runtime.accuracy import evaluate
 from edgeclf.runtime.camera import find_source
 from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.events import Event, Seen
 from edgeclf.runtime.live import Live, Summary
-from edgeclf.runtime.sinks import Event, Seen
+from edgeclf.runtime.scoring import scorer
 
 RECIPE, DATA = "compact-digits", "digits"
 VARIANTS = ("float32", "float16", "int8")
@@ -80,7 +81,7 @@ def _live(int8: Path, video: Path, dataset: Dataset) -> tuple[Summary, float]:
     pictures = dataset.shards.take(dataset.parts["test"][first])
     drawn = render_video(video, list(pictures), dataset.labels, seconds=PICTURE_S * len(pictures))
     classifier, answers = Classifier.load(int8), _Answers()
-    summary = Live(find_source(str(video)), classifier.probabilities, classifier.labels, sinks=[answers]).run()
+    summary = Live([find_source(str(video))], scorer(classifier), classifier.labels, sinks=[answers]).run()
     right = _share_equal(answers.labels, drawn)
     if right < 0.5:
         raise QualityError(f"{int8}: the live loop named only {right:.0%} of {len(drawn)} frames of {video} right; report this")

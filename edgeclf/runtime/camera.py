@@ -35,10 +35,16 @@ KINDS = "a camera index, /dev/video*, a video file, a folder or glob of pictures
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture from a source: BGR uint8 (height, width, 3), and its file name where it has one."""
+    """One picture from a source: BGR uint8 (height, width, 3), and its file name where it has one.
+
+    `taken_s` is when the source gave it, by the monotonic clock, before it was decoded; 0 means when it was read.
+    `decode_s` is what decoding took, where it can be told apart.
+    """
 
     image: Pixels
     name: str = ""
+    taken_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class Reader(Protocol):

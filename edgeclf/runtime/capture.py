@@ -43,12 +43,14 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture as handed over: BGR uint8 (height, width, 3), its number since the start, and when it was read."""
+    """A picture as handed over: BGR uint8 (height, width, 3), its number since the start, when the source gave it, and how
+    long it took to decode."""
 
     image: Pixels
     index: int
     taken_s: float
     name: str = ""
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,15 @@ def wait_before(attempt: int, jitter: float, timing: Timing) -> float:
 class Capture:
     """One source being read. `start`, then `next` until `finished`, then `close`; all three by the same thread."""
 
-    def __init__(self, source: Source, timing: Timing | None = None) -> None:
+    def __init__(
+        self, source: Source, timing: Timing | None = None, changed: threading.Condition | None = None, wait: bool = False
+    ) -> None:
+        """`changed` is told of everything that happens, and shared where several are waited for; `wait`: a source that is not
+        there at the start is waited for instead of being an error."""
         self.source = source
         self.timing = timing or Timing()
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
+        self._wait = wait and source.reopen
         self._frames: deque[Frame] = deque()
         self._news: deque[Change | Broken] = deque(maxlen=100)
         self._counts = dict.fromkeys(Counts.__dataclass_fields__, 0)
@@ -133,12 +140,22 @@ class Capture:
 
         Raises SourceError when it cannot be opened. Only a source that was open once is opened again.
         """
+        self.begin()
+        self.settle(stop)
+
+    def begin(self) -> None:
+        """The first half of `start`: begin to open it, and return."""
         self._spawn()
+
+    def settle(self, stop: threading.Event | None = None) -> None:
+        """The second half of `start`."""
         limit = time.monotonic() + self.timing.hung_s
         with self._changed:
             while self._state == "starting" and not (stop and stop.is_set()):
                 self._raise_failure()
                 if time.monotonic() > limit:
+                    if self._wait:
+                        return
                     raise SourceError(f"{self.source.name}: did not answer within {self.timing.hung_s:.0f} s")
                 self._changed.wait(NAP_S)
             if not self._frames:
@@ -146,31 +163,48 @@ class Capture:
 
     def next(self, timeout_s: float) -> Frame | None:
         """The newest picture of a live source, or the next of another; None when none came in time or `finished`."""
+        limit = time.monotonic() + timeout_s
         with self._changed:
-            limit = time.monotonic() + timeout_s
-            while not self._frames and self._state != "ended":
-                self._raise_failure()
-                self._watch()
+            while (frame := self.take()) is None and self._state != "ended":
                 left = limit - time.monotonic()
                 if left <= 0:
                     return None
                 self._changed.wait(min(left, NAP_S))
-            if not self._frames:
-                return None
-            frame = self._frames.popleft()
-            self._changed.notify_all()
             return frame
+
+    def take(self) -> Frame | None:
+        """What `next` gives, without waiting; called with the condition held."""
+        if not self._frames:
+            if self._state != "ended":
+                self._raise_failure()
+                self._watch()
+            return None
+        frame = self._frames.popleft()
+        self._changed.notify_all()
+        return frame
+
+    def give_up(self, reason: str) -> None:
+        """End it for good, because of a failure; called with the condition held."""
+        self._turn += 1
+        self._set("ended", reason)
 
     def close(self) -> bool:
         """End the reading; False when a read still blocks, which then ends with the process. Takes at most `close_s`."""
+        self.end()
+        return self.join(time.monotonic() + self.timing.close_s)
+
+    def end(self) -> None:
+        """The first half of `close`: tell the reading to end, and return."""
         with self._changed:
             self._turn += 1
             self._frames.clear()
             self._set("ended")
             self._changed.notify_all()
-        limit = time.monotonic() + self.timing.close_s
+
+    def join(self, limit_s: float) -> bool:
+        """The second half: wait until that moment of the monotonic clock."""
         for thread in self._threads:
-            thread.join(max(0.0, limit - time.monotonic()))
+            thread.join(max(0.0, limit_s - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     # What follows runs with the condition held, by whichever thread.
@@ -228,7 +262,7 @@ class Capture:
             try:
                 note = self._read_through(turn)
             except SourceError as error:
-                if self._state == "starting" or not self.source.reopen:
+                if not self.source.reopen or (self._state == "starting" and not self._wait):
                     raise
                 reason = str(error).removeprefix(f"{self.source.name}: ")
             else:
@@ -303,6 +337,7 @@ class Capture:
             if turn != self._turn:
                 return
             now = self._came_s = time.monotonic()
+            taken_s = picture.taken_s or now
             if sample == self._sample:
                 self._counts["identical"] += 1
                 self._complain_of_frozen(now)
@@ -312,7 +347,7 @@ class Capture:
             if self.source.live and self._frames:
                 self._frames.clear()
                 self._counts["dropped"] += 1
-            self._frames.append(Frame(picture.image, self._counts["captured"], now, picture.name))
+            self._frames.append(Frame(picture.image, self._counts["captured"], taken_s, picture.name, picture.decode_s))
             self._counts["captured"] += 1
             self._changed.notify_all()
 

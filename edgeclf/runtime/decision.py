@@ -77,7 +77,9 @@ class Decision:
     top: tuple[tuple[str, float], ...]
 
 
-def decide(state: State, probabilities: Probabilities, labels: tuple[str, ...], rules: Rules) -> tuple[State, Decision]:
+def decide(
+    state: State, probabilities: Probabilities, labels: tuple[str, ...], rules: Rules, energy: float = 0.0
+) -> tuple[State, Decision]:
     """The next state and the decision for one frame; `probabilities` is float (classes,) in label order.
 
     Scores with NaN or infinity give `invalid` and leave the state untouched, as do scores that are all zero.

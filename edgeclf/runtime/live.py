@@ -1,4 +1,4 @@
-"""The live loop: newest frame → scores → decision → sinks, with every stage timed and every loss counted."""
+"""The live loop: newest frame → gate → scores → decision → sinks, with every stage timed and every loss counted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Protocol
 
 from edgeclf.core.errors import EXIT_INTERRUPTED, EdgeclfError, ModelError, SourceError
 from edgeclf.core.image import Pixels
 from edgeclf.core.results import Latency
 from edgeclf.runtime.camera import Source
-from edgeclf.runtime.capture import Broken, Capture, Change, Frame, Timing
-from edgeclf.runtime.decision import INVALID, Probabilities, Rules, State, decide
-from edgeclf.runtime.sinks import Event, Seen, Sink, Skipped, SourceChanged
-
-Scores: TypeAlias = Callable[[Pixels], Probabilities]
-"""The seam to a classifier: a BGR frame in, float (classes,) probabilities in label order out."""
+from edgeclf.runtime.capture import Broken, CaptureState, Frame, Timing
+from edgeclf.runtime.captures import Captures
+from edgeclf.runtime.decision import INVALID, Decision, Rules, State, decide
+from edgeclf.runtime.events import Event, Health, Other, Seen, Skipped, SourceChanged, Stages
+from edgeclf.runtime.scoring import Scorer
+from edgeclf.runtime.sinks import Sink
 
 NAP_S = 0.2  # the longest wait before the loop looks whether it is to stop
 KEPT_TIMES = 4096
 RATE_MEMORY = 0.9  # weight of the past in the frame rate that is shown
+MEMORY_LIMIT = "memory limit"
+TIMED = tuple(f.name.removesuffix("_ms") for f in fields(Stages))
+STAGES = ("wait", *TIMED, "emit")
 
 
 class Stop(threading.Event):
@@ -44,22 +47,63 @@ class Stop(threading.Event):
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run ends by itself; None is never. `errors_in_row` failures to classify in a row end it with an error."""
+    """When a run ends by itself; None is never. `errors_in_row` failures to classify in a row end it with an error; more
+    resident memory than `memory_bytes` ends it for a restart, with MEMORY_LIMIT as the reason."""
 
     max_frames: int | None = None
     seconds: float | None = None
     errors_in_row: int = 10
+    memory_bytes: int | None = None
+
+
+class Gate(Protocol):
+    """Decides for one source which frames are classified, and which part of them."""
+
+    def admits(self, frame: Frame) -> bool:
+        """False for a frame that is to be passed over; it is counted as `gated`."""
+
+    def view(self, image: Pixels) -> Pixels:
+        """The part of a BGR frame that is classified; a view, not a copy. Raises DataError when there is none."""
+
+
+class Monitor(Protocol):
+    """Watches the device; asked by the loop all the time, so it must answer at once."""
+
+    def news(self, states: Mapping[str, CaptureState], labelled: int, lost: Mapping[str, int]) -> Health | None:
+        """What the device says, every few seconds; None in between."""
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Another model on the same frames, with its labels and rules, and where frames on which the two disagree go."""
+
+    scorer: Scorer
+    labels: tuple[str, ...]
+    rules: Rules
+    disagreed: Callable[[Seen, Pixels], None] = lambda seen, image: None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How two models did on the same frames: how many both answered, on how many alike, and what the other one cost."""
+
+    frames: int
+    agreed: int
+    classify: Latency
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """What a run did, all sources together.
 
-    `frames` were classified; `dropped` overtaken by newer ones, `skipped` broken or not classified, `invalid` given scores
-    that are no numbers, `identical` equal to the frame before. `wait` is the time spent waiting for a frame, `classify`
-    preprocessing and inference, `emit` handing results over, `age` how old a picture was when its label was known, from
-    when it was read. `labels` counts the answers of single frames, `changes` the answers that lasted. `lost_messages`
-    counts what slow sinks lost, by sink.
+    `frames` were classified; `dropped` overtaken by newer ones, `gated` passed over as asked, `skipped` broken or not
+    classified, `invalid` given scores that are no numbers, `identical` equal to the frame before. `stages` holds `wait`, the
+    time spent waiting for a frame, `emit`, handing results over, and those of `Stages`. `labels` counts the answers of
+    single frames, `changes` the answers that lasted. `lost_messages` counts what slow sinks lost, by sink. `throttled` names
+    what the board's firmware reported at any time; such times are no measurement of the board.
     """
 
     source: str
@@ -68,19 +112,19 @@ class Summary:
     frames: int
     fps: float
     dropped: int
+    gated: int
     skipped: int
     invalid: int
     identical: int
     stalls: int
     reconnects: int
-    wait: Latency
-    classify: Latency
-    emit: Latency
-    age: Latency
+    stages: dict[str, Latency]
     labels: dict[str, int]
     changes: int
     lost_messages: dict[str, int]
     note: str = ""
+    compared: Compared | None = None
+    throttled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,157 +150,230 @@ class Times:
         return replace(Latency.of(list(self._kept)), runs=self.count)
 
 
+@dataclass
+class _Tally:
+    """What is counted and timed while the loop runs."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    times: dict[str, Times] = field(default_factory=lambda: {name: Times() for name in STAGES})
+    other: Times = field(default_factory=Times)
+    throttled: set[str] = field(default_factory=set)
+    note: str = ""
+
+
 class Live:
-    """One run of the loop. `run` returns when the source ends, a limit is reached, or `stop` is set.
+    """One run of the loop. `run` returns when every source has ended, a limit is reached, or `stop` is set.
 
     `blocked` says afterwards that a thread was left behind in a read or a write that does not return, as of a dead camera
     or a full pipe; Python must then be left by `os._exit`, because such a thread can abort it while it winds down.
+    `states` is what each source's answers have come to, by the source's name; given to the next run, it goes on from there.
     """
 
     def __init__(
         self,
-        source: Source,
-        scores: Scores,
+        sources: Sequence[Source],
+        scorer: Scorer,
         labels: Sequence[str],
         rules: Rules | None = None,
         sinks: Sequence[Sink] = (),
         limits: Limits | None = None,
         stop: Stop | None = None,
         timing: Timing | None = None,
+        wait: bool = False,
+        gate: Callable[[], Gate] | None = None,
+        comparison: Comparison | None = None,
+        monitor: Monitor | None = None,
+        states: Mapping[str, State] | None = None,
     ) -> None:
+        """`wait`: sources that are not there yet are waited for. `gate` makes one for each source."""
         self.stop = stop or Stop()
         self.blocked = False
-        self._source, self._scores, self._labels = source, scores, tuple(labels)
+        self.states = {source.name: (states or {}).get(source.name, State()) for source in sources}
+        self._names = [source.name for source in sources]
+        self._scorer, self._labels = scorer, tuple(labels)
         self._rules, self._sinks, self._limits = rules or Rules(), sinks, limits or Limits()
-        self._capture = Capture(source, timing)
-        self._state = State()
-        self._wait, self._classify, self._emit, self._age = Times(), Times(), Times(), Times()
-        self._counts: Counter[str] = Counter()
-        self._seen: Counter[str] = Counter()
+        self._captures = Captures(sources, timing, wait)
+        self._gates = [gate() for _ in sources] if gate else None
+        self._comparison, self._monitor = comparison, monitor
+        self._tally = _Tally()
         self._errors_in_row = 0
         self._last_error: Exception | None = None
         self._apart_s = self._last_s = 0.0
-        self._note = ""
 
     def run(self) -> Summary:
-        """Classify until the end. Raises SourceError when the source cannot be opened or gave nothing that can be read,
+        """Classify until the end. Raises SourceError when a source cannot be opened or gave nothing that can be read,
         and ModelError when classifying fails again and again."""
         try:
-            self._capture.start(self.stop)
+            self._captures.start(self.stop)
             began = time.monotonic()
             ended = self._loop(began)
             self._tell_news()
             seconds = time.monotonic() - began
         finally:
-            source_ended = self._capture.close()
+            source_ended = self._captures.close()
             sinks_ended = [sink.close() for sink in self._sinks]
             self.blocked = not (source_ended and all(sinks_ended))
+            if self._monitor:
+                self._monitor.close()
         return self._summary(ended, seconds)
 
     def _loop(self, began: float) -> str:
         """Returns why it ended."""
         while not self.stop.is_set():
-            if self._limits.max_frames is not None and self._counts["frames"] >= self._limits.max_frames:
+            if self._limits.max_frames is not None and self._tally.counts["frames"] >= self._limits.max_frames:
                 return "frame limit"
             left = NAP_S if self._limits.seconds is None else min(NAP_S, began + self._limits.seconds - time.monotonic())
             if left <= 0:
                 return "time limit"
             asked = time.monotonic()
-            frame = self._capture.next(left)
+            taken = self._captures.next(left)
             self._tell_news()
-            if frame is not None:
-                self._wait.add(time.monotonic() - asked)
-                self._take(frame)
-            elif self._capture.finished:
+            if taken is not None:
+                self._tally.times["wait"].add(time.monotonic() - asked)
+                self._take(*taken)
+            elif self._captures.finished:
                 self._refuse_nothing()
                 return "end of source"
         return self.stop.reason
 
-    def _take(self, frame: Frame) -> None:
-        start = time.monotonic()
+    def _take(self, place: int, frame: Frame) -> None:
+        gate = self._gates[place] if self._gates else None
+        if gate and not gate.admits(frame):
+            self._tally.counts["gated"] += 1
+            return
         try:
-            probabilities = self._scores(frame.image)
+            view = gate.view(frame.image) if gate else frame.image
+            scored = self._scorer(view)
         except Exception as error:
-            self._skip(frame, error)
+            self._skip(place, frame, error)
             return
         self._errors_in_row = 0
         classified = time.monotonic()
-        self._state, decision = decide(self._state, probabilities, self._labels, self._rules)
+        name = self._names[place]
+        self.states[name], decision = decide(self.states[name], scored.probabilities, self._labels, self._rules, scored.energy)
         decided = time.monotonic()
-        self._classify.add(classified - start)
-        self._age.add(decided - frame.taken_s)
-        self._count(decision.label, decision.changed, decided)
-        age_ms, classify_ms = (decided - frame.taken_s) * 1000, (classified - start) * 1000
-        seen = Seen(
-            time.time(), frame.index, decision, age_ms, classify_ms, 1 / self._apart_s if self._apart_s else 0.0, frame.name
+        stages = Stages(
+            frame.decode_s * 1000,
+            scored.resize_s * 1000,
+            scored.invoke_s * 1000,
+            (decided - classified) * 1000,
+            (decided - frame.taken_s) * 1000,
         )
+        self._count(decision, stages, decided)
+        seen = Seen(
+            time.time(), name, frame.index, decision, stages, 1 / self._apart_s if self._apart_s else 0.0, frame.name,
+            self._compare(view, decision),
+        )  # fmt: skip
         self._tell(seen, frame.image)
-        self._emit.add(time.monotonic() - decided)
+        self._tally.times["emit"].add(time.monotonic() - decided)
+        if seen.other and not seen.other.agrees and self._comparison:
+            self._comparison.disagreed(seen, frame.image)
 
-    def _count(self, label: str, changed: bool, now: float) -> None:
-        self._counts["frames"] += 1
-        self._counts["changes"] += changed
-        if label == INVALID:
-            self._counts["invalid"] += 1
+    def _compare(self, view: Pixels, decision: Decision) -> Other | None:
+        """The other model's answer to a frame that the first one answered."""
+        if self._comparison is None:
+            return None
+        start = time.monotonic()
+        try:
+            scored = self._comparison.scorer(view)
+        except Exception:  # the first model's answer counts, whatever becomes of the second
+            self._tally.counts["not_compared"] += 1
+            return None
+        seconds = time.monotonic() - start
+        rules = self._comparison.rules
+        _, answer = decide(State(), scored.probabilities, self._comparison.labels, replace(rules, smooth=0.0), scored.energy)
+        self._tally.other.add(seconds)
+        agrees = answer.label == decision.label
+        self._tally.counts["agreed"] += agrees
+        return Other(answer.label, answer.score, agrees, seconds * 1000)
+
+    def _count(self, decision: Decision, stages: Stages, now: float) -> None:
+        counts, times = self._tally.counts, self._tally.times
+        counts["frames"] += 1
+        counts["changes"] += decision.changed
+        if decision.label == INVALID:
+            counts["invalid"] += 1
         else:
-            self._seen[label] += 1
+            self._tally.labels[decision.label] += 1
+        for name in TIMED:
+            times[name].add(getattr(stages, f"{name}_ms") / 1000)
         if self._last_s:
             apart = now - self._last_s
             self._apart_s = RATE_MEMORY * self._apart_s + (1 - RATE_MEMORY) * apart if self._apart_s else apart
         self._last_s = now
 
-    def _skip(self, frame: Frame, error: Exception) -> None:
-        self._counts["skipped"] += 1
+    def _skip(self, place: int, frame: Frame, error: Exception) -> None:
+        self._tally.counts["skipped"] += 1
         self._errors_in_row += 1
         where = frame.name or f"frame {frame.index}"
-        self._tell(Skipped(time.time(), f"{where}: {error}"))
+        self._tell(Skipped(time.time(), self._names[place], f"{where}: {error}"))
         if self._errors_in_row >= self._limits.errors_in_row:
             raise _fatal(error, self._errors_in_row) from error
         self._last_error = error
 
     def _refuse_nothing(self) -> None:
-        """A source of which not one frame was classified is an error, not a short run."""
-        if self._counts["frames"]:
+        """Sources of which not one frame was classified are an error, not a short run."""
+        if self._tally.counts["frames"]:
             return
         if self._last_error:
             raise _fatal(self._last_error, self._errors_in_row) from self._last_error
-        broken = self._capture.counts().broken
-        raise SourceError(f"{self._source.name}: none of its pictures can be decoded ({broken} tried)")
+        counts, names = self._captures.counts(), ", ".join(self._names)
+        if not counts.captured:
+            raise SourceError(f"{names}: none of its pictures can be decoded ({counts.broken} tried)")
 
     def _tell_news(self) -> None:
-        for news in self._capture.news():
+        for capture, news in self._captures.news():
+            name = capture.source.name
             if isinstance(news, Broken):
-                self._tell(Skipped(time.time(), news.reason))
-            elif isinstance(news, Change):
-                self._note = news.detail if news.state == "ended" else self._note
-                self._tell(SourceChanged(time.time(), self._source.name, news.state, news.detail))
+                self._tell(Skipped(time.time(), name, news.reason))
+            else:
+                self._tally.note = news.detail if news.state == "ended" and news.detail else self._tally.note
+                self._tell(SourceChanged(time.time(), name, news.state, news.detail))
+        if self._monitor:
+            valid = self._tally.counts["frames"] - self._tally.counts["invalid"]
+            health = self._monitor.news(self._captures.states(), valid, self._lost())
+            if health:
+                self._heed(health)
+
+    def _heed(self, health: Health) -> None:
+        self._tally.throttled.update(health.throttled)
+        self._tell(health)
+        limit = self._limits.memory_bytes
+        if limit and health.memory_bytes and health.memory_bytes > limit:
+            self.stop.because(MEMORY_LIMIT)
 
     def _tell(self, event: Event, image: Pixels | None = None) -> None:
         for sink in self._sinks:
             sink.emit(event, image)
 
+    def _lost(self) -> dict[str, int]:
+        return {sink.name: sink.lost for sink in self._sinks if getattr(sink, "lost", 0)}  # type: ignore[attr-defined]
+
     def _summary(self, ended: str, seconds: float) -> Summary:
-        counts, frames = self._capture.counts(), self._counts["frames"]
+        captured, tally = self._captures.counts(), self._tally
+        frames = tally.counts["frames"]
+        compared = Compared(tally.other.count, tally.counts["agreed"], tally.other.latency()) if self._comparison else None
         return Summary(
-            source=self._source.name,
+            source=", ".join(self._names),
             ended=ended,
             seconds=seconds,
             frames=frames,
             fps=frames / seconds if seconds > 0 else 0.0,
-            dropped=counts.dropped,
-            skipped=self._counts["skipped"] + counts.broken,
-            invalid=self._counts["invalid"],
-            identical=counts.identical,
-            stalls=counts.stalls,
-            reconnects=counts.reconnects,
-            wait=self._wait.latency(),
-            classify=self._classify.latency(),
-            emit=self._emit.latency(),
-            age=self._age.latency(),
-            labels=dict(self._seen.most_common()),
-            changes=self._counts["changes"],
-            lost_messages={sink.name: sink.lost for sink in self._sinks if getattr(sink, "lost", 0)},  # type: ignore[attr-defined]
-            note=self._note,
+            dropped=captured.dropped,
+            gated=tally.counts["gated"],
+            skipped=tally.counts["skipped"] + captured.broken,
+            invalid=tally.counts["invalid"],
+            identical=captured.identical,
+            stalls=captured.stalls,
+            reconnects=captured.reconnects,
+            stages={name: times.latency() for name, times in tally.times.items()},
+            labels=dict(tally.labels.most_common()),
+            changes=tally.counts["changes"],
+            lost_messages=self._lost(),
+            note=tally.note,
+            compared=compared,
+            throttled=tuple(sorted(tally.throttled)),
         )
 
 

@@ -10,56 +10,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeAlias
+from typing import Protocol, TextIO
 
 from edgeclf.core.errors import StorageError
 from edgeclf.core.image import Pixels
-from edgeclf.core.text import printable
-from edgeclf.runtime.capture import CaptureState
-from edgeclf.runtime.decision import INVALID, Decision
+from edgeclf.runtime.events import Event, Health, Seen, Skipped, describe, record
 
 QUEUE = 256
 CLOSE_S = 1.0
 NAP_S = 0.2
 REFRESH_S = 0.1
 REPEAT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One classified frame. `time_s` is wall time; `age_ms` is how old the picture was when its label was known."""
-
-    time_s: float
-    frame: int
-    decision: Decision
-    age_ms: float
-    classify_ms: float
-    fps: float
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class SourceChanged:
-    """The source went into another state; `detail` says why, or is empty."""
-
-    time_s: float
-    source: str
-    state: CaptureState
-    detail: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A frame was passed over, because it was broken or could not be classified."""
-
-    time_s: float
-    reason: str
-
-
-Event: TypeAlias = Seen | SourceChanged | Skipped
 
 
 class Sink(Protocol):
@@ -159,30 +121,6 @@ class Background:
             self._failing = True
 
 
-def record(event: Event) -> dict[str, Any]:
-    """The event as one JSON object: `event` is label, invalid, skipped or source. Numbers are finite, times are UTC."""
-    stamp = datetime.fromtimestamp(event.time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if isinstance(event, SourceChanged):
-        return {"time": stamp, "event": "source", "source": event.source, "state": event.state, "detail": event.detail}
-    if isinstance(event, Skipped):
-        return {"time": stamp, "event": "skipped", "reason": event.reason}
-    decision = event.decision
-    named = {"name": event.name} if event.name else {}
-    return {
-        "time": stamp,
-        "event": "invalid" if decision.label == INVALID else "label",
-        "frame": event.frame,
-        **named,
-        "label": decision.label,
-        "score": round(decision.score, 5),
-        "stable": decision.stable,
-        "changed": decision.changed,
-        "top": [{"label": label, "score": round(score, 5)} for label, score in decision.top],
-        "age_ms": round(event.age_ms, 3),
-        "classify_ms": round(event.classify_ms, 3),
-    }
-
-
 class JsonLines:
     """Writes events as JSON lines, appended to a file or to a stream; a line cut short by a full disk stays alone."""
 
@@ -239,12 +177,16 @@ class Lines:
 
     def _is_due(self, event: Event) -> bool:
         now = time.monotonic()
+        if isinstance(event, Health):
+            return False
         if isinstance(event, Seen) and not event.decision.changed and now - self._written_s < REPEAT_S:
             return False
         self._written_s = now
         return True
 
     def _show(self, event: Event, last: bool) -> None:
+        if isinstance(event, Health):
+            return
         now = time.monotonic()
         # Every event would be more than an eye can read or a slow terminal can take.
         if isinstance(event, Seen) and (not last or now - self._written_s < REFRESH_S):
@@ -255,18 +197,3 @@ class Lines:
         if isinstance(event, Skipped):
             self._stream.write("\n")
         self._open = not isinstance(event, Skipped)
-
-
-def describe(event: Event) -> str:
-    """The event as one line without control characters."""
-    clock = datetime.fromtimestamp(event.time_s).strftime("%H:%M:%S")
-    if isinstance(event, SourceChanged):
-        text = f"{clock}  {event.source}: {event.state}{': ' * bool(event.detail)}{event.detail}"
-    elif isinstance(event, Skipped):
-        text = f"{clock}  skipped: {event.reason}"
-    else:
-        answer = event.decision
-        shown = f"{answer.label:<16} {answer.score:6.1%}"
-        rate = f"{event.fps:6.1f}" if event.fps else "     -"
-        text = f"{clock}  {shown}  {rate} fps  age {event.age_ms:6.1f} ms  {event.name}"
-    return printable(text).rstrip()

@@ -14,7 +14,7 @@ import cv2
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.sinks import Event, Seen
+from edgeclf.runtime.events import Event, Seen
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ def labelled(seen: Seen, image: Pixels) -> Pixels:
     height = int(34 * scale)
     picture[:height] //= 4
     answer = seen.decision
-    text = f"{answer.label} {answer.score:.0%}   {seen.fps:.1f} fps   {seen.age_ms:.0f} ms"
+    text = f"{answer.label} {answer.score:.0%}   {seen.fps:.1f} fps   {seen.stages.age_ms:.0f} ms"
     # OpenCV's own font has ASCII only.
     ascii_text = text.encode("ascii", "replace").decode()
     cv2.putText(

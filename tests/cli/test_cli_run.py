@@ -74,7 +74,7 @@ def test_the_summary_as_json_counts_everything(cli_here: Any, model: Path, folde
     assert answer.code == 0
     assert (summary["frames"], summary["skipped"], summary["ended"]) == (8, 2, "end of source")
     assert sum(summary["labels"].values()) == 8
-    assert summary["classify"]["runs"] == 8
+    assert summary["stages"]["invoke"]["runs"] == 8
 
 
 def test_plain_lines_name_each_change_and_each_skipped_picture(cli_here: Any, model: Path, folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_video_in_real_time_takes_its_own_time(cli_here: Any, model: Path, vid
     summary = json.loads(cli_here("run", model, "-s", video, "--realtime", "--json").stdout)
     assert 1.7 < summary["seconds"] < 4
     assert summary["frames"] + summary["dropped"] == 40
-    assert summary["age"]["p50_ms"] < 50
+    assert summary["stages"]["age"]["p50_ms"] < 50
 
 
 def test_limits_end_a_live_run(cli_here: Any, model: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_teacher_of_other_pictures_is_refused(source):
     with pytest.raises(ConfigError, match="same labels"):
         distill.open_teacher(source, other, 0.5, 4.0)
     grey = dataclasses.replace(source.card, image=dataclasses.replace(source.card.image, fit="pad"))
-    with pytest.raises(ConfigError, match="by stretch .*the student by pad"):
+    with pytest.raises(ConfigError, match=r"by stretch .*the student by pad"):
         distill.open_teacher(source, grey, 0.5, 4.0)
 
 

@@ -15,13 +15,14 @@ import pytest
 
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.runtime.decision import INVALID, Decision
-from edgeclf.runtime.sinks import Background, Event, JsonLines, Lines, Seen, Skipped, SourceChanged, record
+from edgeclf.runtime.events import Event, Seen, Skipped, SourceChanged, Stages, record
+from edgeclf.runtime.sinks import Background, JsonLines, Lines
 from edgeclf.runtime.window import ESCAPE, Window, labelled, need_display
 
 
 def seen(label: str = "cat", changed: bool = False, frame: int = 0, name: str = "") -> Seen:
     decision = Decision(label, 0.98, "cat", changed, (("cat", 0.98), ("dog", 0.02)))
-    return Seen(1_700_000_000.25, frame, decision, 12.3456, 4.5, 29.97, name)
+    return Seen(1_700_000_000.25, "cam", frame, decision, Stages(1.5, 0.25, 4.5, 0.01, 12.3456), 29.97, name)
 
 
 class Recorder:
@@ -158,6 +159,7 @@ def test_a_label_record_has_all_that_a_program_needs() -> None:
     assert record(seen(frame=7, changed=True, name="a.jpg")) == {
         "time": "2023-11-14T22:13:20.250Z",
         "event": "label",
+        "source": "cam",
         "frame": 7,
         "name": "a.jpg",
         "label": "cat",
@@ -165,8 +167,11 @@ def test_a_label_record_has_all_that_a_program_needs() -> None:
         "stable": "cat",
         "changed": True,
         "top": [{"label": "cat", "score": 0.98}, {"label": "dog", "score": 0.02}],
+        "decode_ms": 1.5,
+        "resize_ms": 0.25,
+        "invoke_ms": 4.5,
+        "decide_ms": 0.01,
         "age_ms": 12.346,
-        "classify_ms": 4.5,
     }
     assert "name" not in record(seen())
 
@@ -175,7 +180,7 @@ def test_other_events_have_records_of_their_own() -> None:
     """States of the source, skipped frames and invalid scores can be told apart by `event`."""
     changed = record(SourceChanged(0, "cam", "stalled", "why"))
     assert (changed["event"], changed["source"], changed["state"], changed["detail"]) == ("source", "cam", "stalled", "why")
-    assert record(Skipped(0, "b.jpg: is empty"))["reason"] == "b.jpg: is empty"
+    assert record(Skipped(0, "cam", "b.jpg: is empty"))["reason"] == "b.jpg: is empty"
     assert record(seen(INVALID))["event"] == "invalid"
 
 
@@ -220,7 +225,7 @@ def test_without_a_terminal_there_is_a_line_for_a_change_and_not_for_every_frame
     out = io.StringIO()
     lines = Lines(out)
     lines.write([SourceChanged(0, "cam", "live", ""), seen("cat", True), seen("cat"), seen("cat"), seen("dog", True)])
-    lines.write([Skipped(0, "b.jpg: is empty"), seen("dog")])
+    lines.write([Skipped(0, "cam", "b.jpg: is empty"), seen("dog")])
     text = out.getvalue().splitlines()
     assert [line.split()[1] for line in text] == ["cam:", "cat", "dog", "skipped:"]
     assert "98.0%" in text[1]
