@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := edgeclf tests tools
+JOBS   ?= 2
 
 .PHONY: help quickstart test check format lock wheel clean
 .DEFAULT_GOAL := help
@@ -12,7 +13,7 @@ SOURCES := edgeclf tests tools
 
 help:
 	@echo "make quickstart   set up $(VENV) and do the whole job on scikit-learn's handwritten digits"
-	@echo "make test         set up $(VENV) with the development tools and run every test"
+	@echo "make test         set up $(VENV) with the development tools and run every test, JOBS=2 files at a time"
 	@echo "make check        ruff format, ruff and mypy, changing nothing"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make lock         write locks/*.lock from what is installed; UPGRADE=1 installs the newest allowed versions first"
@@ -23,7 +24,8 @@ quickstart: $(VENV)/.installed-train
 	$(BIN)/edgeclf quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" --durations=15
+	$(BIN)/python -m pytest -m alone --durations=5
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
