@@ -191,7 +191,7 @@ def _setting(job: Job, listeners: Listeners) -> Setting:
     if job.teacher:
         teacher = distill.open_teacher(job.teacher, job.source.card, section.distill_weight, section.distill_temperature)
     chosen = calibration.draw(job.dataset, job.recipe.export.calibration_pictures, job.recipe.training.seed)
-    return Setting(job.recipe, job.dataset, chosen, teacher, listeners)
+    return Setting(job.recipe, job.dataset, chosen, job.source.model, teacher, listeners)
 
 
 def _finish(job: Job, model: Any, history: list[dict[str, float]], ranges: LayerRanges, lineage: list[dict[str, Any]]) -> Run:

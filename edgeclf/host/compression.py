@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -58,11 +58,12 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What the steps of one compression share."""
+    """What the steps of one compression share; `source` gives the network that the first of them starts from."""
 
     recipe: Recipe
     dataset: Dataset
     calibration: CalibrationSet
+    source: Callable[[], Any]
     teacher: Teacher | None = None
     listeners: Listeners = field(default_factory=Listeners)
 
@@ -105,8 +106,8 @@ def plan(recipe: Recipe, teacher: bool) -> tuple[Stage, ...]:
 
 def _channel_stages(recipe: Recipe) -> Iterator[Stage]:
     section, last = recipe.compression, tuned(recipe, "channels")
-    share = 1 - (1 - section.prune_channels) ** (1 / section.channel_steps)  # of what the step before left
     for number in range(1, section.channel_steps + 1):
+        share = 1 - (1 - section.prune_channels) ** (number / section.channel_steps)  # of what there was before the first
         between = replace(last, epochs=max(1, round(BETWEEN * last.epochs)))
         training = last if number == section.channel_steps else between
         yield Stage(f"channels-{number}", "channels", training, share)

@@ -82,10 +82,18 @@ def _by_root(layers: list[Any], channels: Channels, products: list[Any]) -> Impo
     return sums
 
 
-def prune(model: Any, share: float, target: Target, batches: Iterable[tuple[Any, Any]], latency: Latency) -> tuple[Any, Pruned]:
+def prune(
+    model: Any,
+    share: float,
+    target: Target,
+    batches: Iterable[tuple[Any, Any]],
+    latency: Latency,
+    whole: Any = None,
+) -> tuple[Any, Pruned]:
     """The network without the channels that matter least for what they cost, until `share` of the target has gone.
 
-    MACs and weights are counted; milliseconds are measured by `latency`. The new network has the layers' names and the
+    The share is of `whole`, the network before any step, which is `model` itself where none is given. MACs and weights are
+    counted; milliseconds are measured by `latency`. The new network has the layers' names and the
     weights of what stays, untrained since. Raises ConfigError when a layer cannot be followed, or when the share cannot be
     reached with the least number of channels in every layer.
     """
@@ -93,13 +101,13 @@ def prune(model: Any, share: float, target: Target, batches: Iterable[tuple[Any,
         raise ConfigError(f"channel target {target!r}: expected one of: {', '.join(TARGETS)}")
     channels = trace(model)
     order = _order(model, channels, importance(model, channels, batches), target)
-    chosen = (
-        _until_latency(model, channels, order, share, latency)
-        if target == "latency"
-        else _until(model, channels, order, share, target)
-    )
-    narrow = without(model, channels, chosen)
     cost = latency if target == "latency" else _counter(target)
+    limit = (1 - share) * cost(model if whole is None else whole)
+    if target == "latency":
+        chosen = _until_latency(model, channels, [bundle for _, bundle in order], share, limit, latency)
+    else:
+        chosen = _until(model, channels, order, share, limit, target)
+    narrow = without(model, channels, chosen)
     makers = sum(len(roots) for roots in channels.prunable().values())
     return narrow, Pruned(target, cost(model), cost(narrow), len(chosen), makers)
 
@@ -108,17 +116,17 @@ def _counter(target: str) -> Callable[[Any], float]:
     return lambda model: Ledger(model, trace(model), target).total
 
 
-def _order(model: Any, channels: Channels, scores: Importance, target: str) -> list[set[int]]:
-    """Sets of channels in the order in which they leave: at each step the set that loses least for what it saves."""
+def _order(model: Any, channels: Channels, scores: Importance, target: str) -> list[tuple[str, set[int]]]:
+    """Sets of channels, each with its layers, in the order in which they leave: the one that loses least for what it saves."""
     ledger = Ledger(model, channels, "macs" if target == "latency" else target)
     waiting = {names: _bundles(roots, scores) for names, roots in channels.prunable().items()}
-    order: list[set[int]] = []
+    order: list[tuple[str, set[int]]] = []
     while candidates := [(names, bundles[0]) for names, bundles in waiting.items() if bundles]:
         prices = [float(scores[list(b)].sum()) / max(ledger.saving(b), 1.0) for _, b in candidates]
         names, bundle = candidates[int(np.argmin(prices))]
         waiting[names].pop(0)
         ledger.remove(bundle)
-        order.append(bundle)
+        order.append((str(names), bundle))
     return order
 
 
@@ -130,35 +138,41 @@ def _bundles(roots: Ids, scores: Importance) -> list[set[int]]:
     return [set(map(int, ranked[i : i + together])) for i in range(0, len(roots) - stays - together + 1, together)]
 
 
-def _until(model: Any, channels: Channels, order: list[set[int]], share: float, what: str) -> set[int]:
-    ledger = Ledger(model, channels, what)
-    whole, gone = ledger.total, set[int]()
-    for bundle in order:
-        if ledger.total <= (1 - share) * whole:
-            return gone
-        ledger.remove(bundle)
-        gone |= bundle
-    if ledger.total > (1 - share) * whole:
+def _until(model: Any, channels: Channels, order: list[tuple[str, set[int]]], share: float, limit: float, what: str) -> set[int]:
+    """Sets in that order while the cost is above the limit; the last is the smallest one that gets below it."""
+    ledger, whole = Ledger(model, channels, what), limit / (1 - share)
+    gone, waiting = set[int](), list(order)
+    while waiting and ledger.total > limit:
+        first = {names: bundle for names, bundle in reversed(waiting)}  # a layer's own sets leave in their order
+        enough = [item for item in first.items() if ledger.total - ledger.saving(item[1]) <= limit]
+        next_one = waiting[0]
+        if any(item == next_one for item in enough):
+            next_one = min(enough, key=lambda item: ledger.saving(item[1]))
+        waiting.remove(next_one)
+        ledger.remove(next_one[1])
+        gone |= next_one[1]
+    if ledger.total > limit:
         raise _unreachable(share, what, 1 - ledger.total / whole)
     return gone
 
 
-def _until_latency(model: Any, channels: Channels, order: list[set[int]], share: float, latency: Latency) -> set[int]:
+def _until_latency(
+    model: Any, channels: Channels, order: list[set[int]], share: float, limit: float, latency: Latency
+) -> set[int]:
     """As few sets as bring the measured latency down, found by halving; latency falls with them but for noise."""
-    wanted = (1 - share) * latency(model)
 
     def after(count: int) -> set[int]:
         return set().union(*order[:count])
 
     reached = latency(without(model, channels, after(len(order))))
-    if reached > wanted:
-        raise _unreachable(share, "latency", 1 - reached / (wanted / (1 - share)))
-    low, high = 0, len(order)
+    if reached > limit:
+        raise _unreachable(share, "latency", 1 - reached / (limit / (1 - share)))
+    low, high = -1, len(order)
     for _ in range(LATENCY_PROBES):
         if high - low <= 1:
             break
         middle = (low + high) // 2
-        low, high = (low, middle) if latency(without(model, channels, after(middle))) <= wanted else (middle, high)
+        low, high = (low, middle) if latency(without(model, channels, after(middle))) <= limit else (middle, high)
     return after(high)
 
 

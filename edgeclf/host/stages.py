@@ -26,8 +26,9 @@ def perform(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outcome
 
 
 def _channels(stage: Stage, model: Any, folder: Path, setting: Setting) -> Outcome:
+    target, whole = setting.section.channel_target, setting.source()
     narrow, pruned = prune_channels.prune(
-        model, stage.share, setting.section.channel_target, _ranking_batches(setting), lambda m: int8_score.latency_ms(m, setting)
+        model, stage.share, target, _ranking_batches(setting), lambda m: int8_score.latency_ms(m, setting), whole
     )
     facts = {"what": pruned.what, "before": pruned.before, "after": pruned.after, "channels_gone": pruned.gone}
     trained, history = fine_tuned(stage, narrow, folder, setting)

@@ -138,6 +138,19 @@ def test_the_target_is_reached_and_no_layer_vanishes():
     assert all(layer.filters >= 8 and layer.filters % 8 == 0 for layer in narrow.layers if hasattr(layer, "kernel_size"))
 
 
+def test_steps_remove_no_more_together_than_was_asked():
+    """Each aims at its part of the whole, so what one takes too much the next takes less."""
+    model = whole = network("resnet8")
+    random = np.random.RandomState(0)
+    batch = random.uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32), random.randint(0, 10, 16)
+    shares = []
+    for wanted in (0.2, 0.35, 0.5):
+        model, pruned = prune_channels.prune(model, wanted, "macs", [batch], lambda m: 0.0, whole)
+        shares.append(1 - pruned.after / 12.5e6)
+        assert wanted <= shares[-1] + 1e-3
+    assert shares[-1] < 0.62
+
+
 def test_a_latency_is_reached_by_measuring():
     """The measured function decides how many channels leave, not a count."""
     model = network("compact")
