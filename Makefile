@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := edgeclf tests tools
 JOBS   ?= 2
 
-.PHONY: help quickstart test check format lock wheel clean
+.PHONY: help quickstart test check format lock wheel emulated-pi clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -18,6 +18,7 @@ help:
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make lock         write locks/*.lock from what is installed; UPGRADE=1 installs the newest allowed versions first"
 	@echo "make wheel        build dist/edgeclf-*.whl"
+	@echo "make emulated-pi  build an emulated Raspberry Pi 4 (Linux, qemu, mmdebstrap) and deploy to it"
 	@echo "make clean        remove build output; keeps $(VENV) and runs/"
 
 quickstart: $(VENV)/.installed-train
@@ -44,6 +45,10 @@ endif
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --no-isolation
+
+emulated-pi: $(VENV)/.installed-dev
+	$(BIN)/python tools/emulated_pi/board.py
+	$(BIN)/python -m pytest -m slow -rs --durations=5 tests/host/test_emulated_pi.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,24 @@ def cli_here(monkeypatch: pytest.MonkeyPatch) -> Cli:
         return Answer(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A function that mounts a tiny disk of its own at `tmp_path/disk`; called again, another one in its place."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str = "2m", *more: str) -> Path:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *more)), "tmpfs", place], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
+        return place
+
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("needs root and mount")
+    yield mount
+    while place.is_mount():
+        subprocess.run(["umount", "-l", place], check=True)

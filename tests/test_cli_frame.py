@@ -18,7 +18,8 @@ from edgeclf.core import errors
 
 VERBS = (
     "quickstart", "train", "tune", "crossval", "import", "compress", "export", "optimize", "debug-quant", "report", "probe",
-    "compare", "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "inspect", "models", "devices",
+    "compare", "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "doctor", "inspect", "models",
+    "devices",
 )  # fmt: skip
 EXIT_CODES = {
     "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,

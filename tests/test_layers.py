@@ -27,10 +27,11 @@ TRAINING = HEAVY | {
     "markupsafe",
     "threadpoolctl",
 }
+LIVE = {"libcamera", "picamera2", "starlette", "uvicorn", "h11", "paho", "prometheus_client", "gpiozero"}
 ALLOWED = {
     "core": {"numpy", "cv2"},
-    "runtime": {"numpy", "cv2", "libcamera", "picamera2"} | ENGINES,
-    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow", "tflite_micro"} | ENGINES | TRAINING,
+    "runtime": {"numpy", "cv2", "rich", *LIVE} | ENGINES,
+    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow", "tflite_micro", "pip"} | ENGINES | TRAINING,
     "cli": {"typer", "click", "rich", "numpy", "cv2"},
     "": set[str](),
 }

@@ -146,6 +146,11 @@ WORKS: dict[str, tuple[tuple[str, ...], Check]] = {
     "inspect data": (("inspect", "shapes"), lambda out: "yellow bars" in out),
     "evaluate": (("evaluate", "tiny-int8.tflite", "shapes", "--json"), lambda out: json.loads(out)["accuracy"]["top1"] == 1.0),
     "bench": (("bench", "tiny-int8.tflite", "--json"), lambda out: "p50_ms" in out),
+    "device report": (
+        ("bench", "tiny-int8.tflite", "--seconds", "0.5", "--device-report", "pi.json", "--data", "shapes"),
+        lambda out: "best: --threads" in out,
+    ),
+    "doctor": (("doctor",), lambda out: "compact-digits computes what was shipped, bit-exact" in out),
     "run": (("run", "tiny-int8.tflite", "--source", "shapes/test", "--jsonl", "-"), lambda out: "blue cross" in out),
 }
 

@@ -19,7 +19,7 @@ import pytest
 from edgeclf.core import errors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = "README.md", "CONTRIBUTING.md"
+DOCUMENTS = "README.md", "CONTRIBUTING.md", "docs/live.md"
 SHAPES = {
     "red square": "red-square.png",
     "green disc": "green-disc.png",

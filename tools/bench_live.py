@@ -28,9 +28,10 @@ from edgeclf.core.files import write_json
 from edgeclf.core.image import Pixels, prepare
 from edgeclf.runtime.camera import Picture, Source, find_source
 from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.jsonl import JsonLines
 from edgeclf.runtime.live import Limits, Live
 from edgeclf.runtime.scoring import Scored, scorer
-from edgeclf.runtime.sinks import Background, JsonLines
+from edgeclf.runtime.sinks import Background
 
 SIZE = (480, 640, 3)
 DISTINCT = 16

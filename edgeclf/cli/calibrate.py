@@ -1,4 +1,4 @@
-"""The verb calibrate: temperature and thresholds, fitted on validation pictures, into the model card."""
+"""The verb calibrate: temperature and limits, fitted on validation pictures, into the model card."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import typer
 
 from edgeclf.cli.common import console, print_json, progress, say
 from edgeclf.cli.options import Json
-from edgeclf.core.errors import ConfigError
+from edgeclf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from edgeclf.core.calibrate import Threshold
-    from edgeclf.host.recalibrate import Fitted, Wish
+    from edgeclf.core.unknown import Turned
+    from edgeclf.host.recalibrate import Fitted, UnknownWish, Wish
 
 FEW_ANSWERS = 20
+KEEP = 0.95
+MEASURES = ("probability", "margin", "energy")
 
 
 def calibrate(
@@ -30,17 +33,35 @@ def calibrate(
         str, typer.Option(metavar="none|f1|precision=P", help="What a class must reach, else the answer is 'unknown'.")
     ] = "none",
     temperature: Annotated[bool, typer.Option(help="Fit the temperature that makes probabilities honest, else 1.")] = True,
+    unknown_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(MEASURES),
+            help="Below a limit of this a picture is 'unknown', whatever its class: probability of the likeliest class, its "
+            "margin over the second, or energy.",
+            show_default="nothing is unknown",
+        ),
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the right answers that the limit keeps.", show_default=f"{KEEP}")
+    ] = None,
+    others: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Pictures that show none of the classes: says how many are turned away.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make probabilities mean what they say, and set per-class thresholds; kept in the model card.
+    """Make probabilities mean what they say, and set limits below which the answer is unknown; kept in the model card.
 
     Fitted on the validation part, never on test pictures: measure with `edgeclf evaluate` afterwards. Each file of a run is
-    fitted by its own answers. What is not asked for is taken out of the card: thresholds belong to their temperature.
-    `predict`, `run` and the Python interface use both; a phone library reads the file's own output, which has neither.
+    fitted by its own answers. What is not asked for is taken out of the card: limits belong to their temperature.
+    `predict`, `run`, `evaluate` and the Python interface use them; a phone library reads the file's own output alone.
 
-    Example: edgeclf calibrate runs/compact-photos --thresholds precision=0.95
+    Example: edgeclf calibrate runs/compact-photos --unknown-by energy --keep 0.95 --others street-photos/
     """
-    wish = _wish(thresholds)
+    wish, unknown = _wish(thresholds), _unknown_wish(unknown_by, keep, others)
     done: list[Fitted] = []
     from edgeclf.core.bundle import read_bundle
     from edgeclf.host import recalibrate
@@ -57,14 +78,15 @@ def calibrate(
     try:
         if model.is_dir():
             run = open_run(model)
-            recalibrate.calibrate_run(run, pictures(data, run, model), temperature, wish, progress, tell)
+            recalibrate.calibrate_run(run, pictures(data, run, model), temperature, wish, progress, tell, unknown)
         else:
             card = read_bundle(model).card if data is None else None
             catalogue = pictures(data, home_of(model, card) if card else None, model)
-            tell(recalibrate.calibrate_file(model, catalogue, temperature, wish, progress))
+            tell(recalibrate.calibrate_file(model, catalogue, temperature, wish, progress, unknown))
     finally:
         if as_json and done:
-            print_json({"model": str(model), "thresholds": thresholds, "fitted": [fitted.to_json() for fitted in done]})
+            wanted = {"model": str(model), "thresholds": thresholds, "unknown_by": unknown_by}
+            print_json({**wanted, "fitted": [fitted.to_json() for fitted in done]})
     if not as_json:
         print(f"fitted on {done[0].which}; to measure on held-out pictures: edgeclf evaluate {shlex.quote(str(model))}")
 
@@ -82,6 +104,47 @@ def _wish(text: str) -> Wish:
     return value
 
 
+def _unknown_wish(by: str | None, keep: float | None, others: Path | None) -> UnknownWish | None:
+    from edgeclf.cli.common import pictures_in
+    from edgeclf.host.recalibrate import UnknownWish
+
+    if by is None:
+        if keep is not None or others is not None:
+            raise ConfigError(f"{'--keep' if others is None else '--others'} is for --unknown-by; give that too")
+        return None
+    if by not in MEASURES:
+        raise ConfigError(f"--unknown-by {by}: expected one of {', '.join(MEASURES)}")
+    if keep is not None and not 0 < keep <= 1:
+        raise ConfigError(f"--keep {keep}: must be above 0 and up to 1, as 0.95")
+    if others is not None and not others.exists():
+        raise DataError(f"{others}: no such folder")
+    return UnknownWish(by, keep or KEEP, tuple(pictures_in([others])) if others else ())  # type: ignore[arg-type]
+
+
+def _print_turned(fitted: Fitted, turned: Turned) -> None:
+    rule = turned.rule
+    print(
+        f"  unknown below {rule.by} {rule.limits[rule.by]:.6g}: keeps {_share(turned.kept, turned.right)} of {turned.right} "
+        f"right answers and {_share(turned.wrong_kept, turned.wrong)} of {turned.wrong} wrong ones"
+    )
+    if turned.others:
+        between = turned.others_interval
+        areas = ", ".join(f"{name} {area:.3f}" for name, area in turned.auroc.items())
+        print(
+            f"  turns away {turned.others_turned_away} of {turned.others} other pictures, "
+            f"{_share(turned.others_turned_away, turned.others)} (95% interval {between.low:.1%} to {between.high:.1%}); "
+            f"AUROC {areas}"
+        )
+    if fitted.unreadable:
+        say(f"note: {fitted.unreadable} of the other pictures cannot be read")
+    if turned.right < FEW_ANSWERS:
+        say(f"note: {fitted.file}: the limit rests on {turned.right} right answers")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "none"
+
+
 def _print(fitted: Fitted, thresholds: str, table: bool) -> None:
     """A line of figures, and the thresholds: as a table for the first of several models, which differ little."""
     before, after, found = fitted.before, fitted.after, fitted.temperature
@@ -91,6 +154,8 @@ def _print(fitted: Fitted, thresholds: str, table: bool) -> None:
     print(f"NLL {before.nll:.4f} → {after.nll:.4f}")
     if table and fitted.thresholds:
         _print_thresholds(fitted, thresholds)
+    if fitted.turned:
+        _print_turned(fitted, fitted.turned)
     if fitted.answered:
         print(f"  {fitted.answered.coverage:.1%} of these pictures get an answer, {fitted.answered.top1:.1%} of which are right")
     for t in fitted.thresholds:

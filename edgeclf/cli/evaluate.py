@@ -53,7 +53,7 @@ def evaluate(
     """Measure accuracy and calibration on held-out pictures: the test split where DATA has one.
 
     Prints top-1 with its 95% interval, averages, how honest the probabilities are (ECE), precision, recall and F1 of each
-    class, what the thresholds in the model card leave, and the confusion matrix.
+    class, what the limits in the model card leave, and the confusion matrix.
 
     Example: edgeclf evaluate runs/photos/photos-int8.tflite photos/
     """
@@ -68,7 +68,7 @@ def evaluate(
     if model.is_dir():
         which, runtime, found = _evaluate_run(model, data, limit, adversarial, epsilon)
     else:
-        which, runtime, found = _evaluate_file(model, data, limit, workers, threads, labels, normalize)
+        which, runtime, found = evaluate_file(model, data, limit, workers, threads, labels, normalize)
     areas = None
     if plots:
         from edgeclf.host.curves import write
@@ -109,7 +109,7 @@ def _evaluate_run(
     return which, full.runtime, found
 
 
-def _evaluate_file(
+def evaluate_file(
     file: Path,
     data: str | None,
     limit: int | None,
@@ -118,6 +118,7 @@ def _evaluate_file(
     labels: Path | None,
     normalize: str | None,
 ) -> tuple[str, str, Evaluation]:
+    """In words which pictures were answered, the runtime, and how an exported file did."""
     from edgeclf.host.evaluation import home_of, pictures
     from edgeclf.runtime.accuracy import evaluate, held_out, limited
     from edgeclf.runtime.classifier import Classifier
@@ -144,6 +145,7 @@ def _evaluation_json(model: str, data: str, which: str, runtime: str, found: Eva
         "mixed_up_most": [asdict(mixup) for mixup in found.accuracy.mixups()],
         "calibration": asdict(found.calibration),
         "thresholds": list(found.card.thresholds),
+        "unknown": asdict(found.card.unknown) if found.card.unknown else None,
         "with_thresholds": {**asdict(answered), "coverage": answered.coverage} if answered else None,
         "skipped": [{"picture": name, "reason": reason} for name, reason in found.skipped],
     }
@@ -204,23 +206,25 @@ def _print_reliability(console: Console, trust: Calibration) -> None:
 
 
 def _print_answered(console: Console, found: Evaluation) -> None:
-    """What the thresholds leave; nothing when there are none."""
+    """What the limits in the card leave; nothing when there are none."""
     from rich.table import Table
 
     answered = found.answered
     if answered is None:
         return
     interval = answered.top1_interval
-    table = Table("class", title="under the thresholds of the model card", title_justify="left")
+    table = Table("class", title="under the limits of the model card", title_justify="left")
     for head in ("threshold", "precision", "recall", "F1"):
         table.add_column(head, justify="right")
-    for limit, row in zip(found.card.thresholds, answered.per_class, strict=True):
+    for limit, row in zip(found.card.thresholds or [0.0] * len(answered.per_class), answered.per_class, strict=True):
         table.add_row(row.label, f"{limit:.6g}", f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}")
     console.print(table)
     print(
         f"{answered.coverage:.2%} of the pictures get an answer, {answered.top1:.2%} of which are right "
         f"(95% interval {interval.low:.2%} to {interval.high:.2%}); the others are 'unknown'"
     )
+    if rule := found.card.unknown:
+        print(f"unknown below {rule.by} {rule.limits[rule.by]:.6g}")
 
 
 def _print_confusion(console: Console, accuracy: Accuracy) -> None:

@@ -133,6 +133,14 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.
         for p in profiles
     ]
     _print_rows(("device", "CPU", "cores", "memory", "int8 dot product", "budget"), rows)
+    print("\nPublished by others, one picture:")
+    for profile in profiles:
+        by_source: dict[str, list[str]] = {}
+        for figure in profile.published:
+            shown = f"{figure.model} {figure.precision} {figure.latency_ms:g} ms"
+            by_source.setdefault(f"{figure.conditions}; {figure.source}", []).append(shown)
+        for source, figures in by_source.items():
+            print(f"  {profile.name}: {', '.join(figures)} ({source})")
 
 
 def _model_of(what: str) -> Path | None:

@@ -16,6 +16,8 @@ from edgeclf.cli import (
     compress,
     data,
     debug_quant,
+    deploy,
+    doctor,
     evaluate,
     export,
     imports,
@@ -78,11 +80,15 @@ app.command(rich_help_panel=TRAIN)(understand.probe)
 app.command(rich_help_panel=TRAIN)(compare.compare)
 app.command(rich_help_panel=DEVICE)(measure.predict)
 app.command(rich_help_panel=DEVICE)(understand.explain)
-app.command("run", rich_help_panel=DEVICE)(live.run)
+app.command("run", cls=live.Run, rich_help_panel=DEVICE)(live.run)
 app.command(rich_help_panel=DEVICE)(evaluate.evaluate)
 app.command(rich_help_panel=DEVICE)(calibrate.calibrate)
 app.command(rich_help_panel=DEVICE)(measure.bench)
 app.command(rich_help_panel=DEVICE)(verify.verify)
+app.command(rich_help_panel=TRAIN)(deploy.deploy)
+app.command(rich_help_panel=TRAIN)(deploy.wheelhouse)
+app.command(rich_help_panel=DEVICE)(deploy.service)
+app.command(rich_help_panel=DEVICE)(doctor.doctor)
 app.command(rich_help_panel=TRAIN)(data.errors)
 app.add_typer(data.app, name="data", rich_help_panel=ABOUT)
 app.command(rich_help_panel=ABOUT)(info.inspect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,13 +37,13 @@ def predict(
     labels: Labels = None,
     normalize: Normalize = None,
     ignore_thresholds: Annotated[
-        bool, typer.Option("--no-thresholds", help="Name the likeliest class, whatever the thresholds in the model card say.")
+        bool, typer.Option("--no-thresholds", help="Name the likeliest class, whatever the limits in the model card say.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what is on pictures. A picture that cannot be read is named, the others are answered; exit code 5 then.
 
-    Where the model card has thresholds and the likeliest class stays below its own, the answer is 'unknown'.
+    Where the likeliest class stays below the limits in the model card, the answer is 'unknown'.
 
     Example: edgeclf predict runs/photos/photos-int8.tflite holiday.jpg --top 3
     """
@@ -62,11 +63,27 @@ def predict(
 
 
 def bench(
-    file: File,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Exported models, NAME-int8.tflite, or what 'edgeclf models' calls ready.", show_default=False
+        ),
+    ],
     threads: Annotated[
-        str, typer.Option(metavar="N|sweep", help="Threads of the interpreter, or 'sweep' for 1 to all cores.")
+        str,
+        typer.Option(
+            metavar="N|sweep|auto", help="Threads of the interpreter; 'sweep' for 1 to all cores, 'auto' for what 'run' takes."
+        ),
     ] = "sweep",
-    seconds: Annotated[float, typer.Option(help="Time to measure for, all settings together.", min=0.2)] = 4.0,
+    seconds: Annotated[float, typer.Option(help="Time to measure each file for, all settings together.", min=0.2)] = 4.0,
+    device_report: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.json", help="Write all that was measured, each stage too, for 'edgeclf report --add'."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measure accuracy too, on held-out pictures, for --device-report.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Take only so many pictures of --data, evenly spread.", min=1)] = None,
     emulate: Annotated[
         list[Board] | None, typer.Option(help="Also count instructions on this board, emulated; a count is no latency.")
     ] = None,
@@ -74,27 +91,79 @@ def bench(
     normalize: Normalize = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, cold start, memory and size of a file on this machine.
+    """Measure latency, cold start, memory and size of files on this machine.
 
     Latency is of single pictures, after warm-up: of the network alone, and from a 640x480 frame to its label.
 
     Example: edgeclf bench runs/photos/photos-int8.tflite --threads sweep
     """
-    from edgeclf.runtime import latency, shipped
+    from edgeclf.runtime import shipped
 
-    file = shipped.resolve(file)
-    wanted = None if threads == "sweep" else [_count(threads)]
-    counts = _instructions(file, emulate) if emulate else []
-    with progress(f"timing {file.name}") as report:
-        found = latency.bench(
-            file, wanted, str(labels) if labels else None, pair(normalize) if normalize else None, seconds, report
-        )
-    if as_json:
-        print_json({**found.to_json(), **({"emulated": [c.to_json() for c in counts]} if emulate else {})})
+    if data and not device_report:
+        raise ConfigError("--data is for --device-report; or measure accuracy alone with: edgeclf evaluate FILE DATA")
+    paths = [shipped.resolve(file) for file in files]
+    if len({path.name for path in paths}) < len(paths):
+        raise ConfigError("two of the files have the same name, so nobody could tell their figures apart")
+    counts = {path: _instructions(path, emulate) if emulate else [] for path in paths}
+    found: dict[Path, Bench] = {}
+
+    def timed(path: Path) -> Bench:
+        found[path] = _timed(path, threads, seconds, labels, normalize)
+        if not as_json:
+            _print_bench(found[path])
+            for counted in counts[path]:
+                print(_counted(counted))
+        return found[path]
+
+    if device_report:
+        _write_device_report(device_report, paths, timed, data, limit, labels, normalize)
     else:
-        _print_bench(found)
-        for counted in counts:
-            print(_counted(counted))
+        for path in paths:
+            timed(path)
+    if as_json:
+        answers = [{**found[p].to_json(), **({"emulated": [c.to_json() for c in counts[p]]} if emulate else {})} for p in paths]
+        print_json(answers[0] if len(answers) == 1 else {"files": answers})
+
+
+def _timed(path: Path, threads: str, seconds: float, labels: Path | None, normalize: str | None) -> Bench:
+    from edgeclf.runtime import latency
+
+    given = pair(normalize) if normalize else None
+    wanted = None if threads == "sweep" else [_count(threads, path, labels, normalize)]
+    with progress(f"timing {path.name}") as report:
+        return latency.bench(path, wanted, str(labels) if labels else None, given, seconds, report)
+
+
+def _write_device_report(
+    out: Path,
+    paths: list[Path],
+    timed: Callable[[Path], Bench],
+    data: str | None,
+    limit: int | None,
+    labels: Path | None,
+    normalize: str | None,
+) -> None:
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name a file in it, as {out / 'out.json'}")
+    from edgeclf.cli.evaluate import evaluate_file
+    from edgeclf.core.files import write_json
+    from edgeclf.runtime.device_report import Answered, measure
+
+    def answered(path: Path) -> Answered | None:
+        if data is None:
+            return None
+        which, _, found = evaluate_file(path, data, limit, None, 1, labels, normalize)
+        accuracy = found.accuracy
+        return Answered(accuracy.top1, accuracy.top1_interval, accuracy.pictures, Path(data).name, which)
+
+    report = measure(paths, timed, answered, labels, pair(normalize) if normalize else None)
+    write_json(out, report.to_json())
+    for file in report.files:
+        if file.accuracy:
+            say(f"{file.file}: top-1 {file.accuracy.top1:.2%} of {file.accuracy.pictures} pictures")
+    if report.throttled:
+        say(f"warning: throttled meanwhile ({', '.join(report.throttled)}), so these figures are too high; the report says so")
+    say(f"device report: {out}; on the training machine: edgeclf report RUN --add {out.name}")
 
 
 def _instructions(file: Path, boards: list[Board]) -> list[Count]:
@@ -119,9 +188,15 @@ def _counted(count: Count) -> str:
     return f"emulated {NAMES[count.device]}: {figure}; {same}"
 
 
-def _count(threads: str) -> int:
+def _count(threads: str, path: Path, labels: Path | None, normalize: str | None) -> int:
+    if threads == "auto":
+        from edgeclf.runtime.threads import load_measured
+
+        choice = load_measured(path, None, labels, pair(normalize) if normalize else None)[1]
+        say(str(choice))
+        return choice.threads
     if not threads.isdecimal() or int(threads) < 1:
-        raise ConfigError(f"--threads {threads}: expected a number from 1, or sweep")
+        raise ConfigError(f"--threads {threads}: expected a number from 1, or sweep, or auto")
     return int(threads)
 
 
@@ -130,10 +205,10 @@ def _answer(classifier: Classifier, image: Path, top: int, ignore_thresholds: bo
     from edgeclf.runtime.decision import UNKNOWN
 
     try:
-        predictions = classifier.classify(read_picture(image), top)
+        predictions, known = classifier.judge(read_picture(image), top)
     except DataError as error:
         return {"image": str(image), "error": str(error)}
-    accepted = ignore_thresholds or classifier.accepts(predictions[0])
+    accepted = ignore_thresholds or known
     return {
         "image": str(image),
         "answer": predictions[0].label if accepted else UNKNOWN,
@@ -155,7 +230,8 @@ def _print_bench(found: Bench) -> None:
 
     machine, cold = found.machine, found.cold
     print(f"{found.file}: {found.size.file_bytes:,} bytes, {found.size.gzip_bytes:,} gzipped")
-    print(f"{machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}, {found.runtime}")
+    units = "".join(f", {unit}" for unit in machine.vector_units)
+    print(f"{machine.cpu}, {machine.cores} cores{units}, {machine.system}, Python {machine.python}, {found.runtime}")
     table = Table("threads", title="milliseconds, after warm-up", title_justify="left")
     for head in ("network p50", "p90", "p99", "frame to label p50", "p90", "p99"):
         table.add_column(head, justify="right")

@@ -25,6 +25,12 @@ def report(
         typer.Option(min=1, max=64, help="Threads of each exported file.", show_default="what suits it"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of timing; fewer than 6 cannot tell who is faster.")] = 20,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="OUT.json", help="What 'edgeclf bench --device-report' wrote on a board; several times for several."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json too.")] = False,
 ) -> None:
     """Compare every exported file of a run with the full model: report.html, report.json and report.md.
@@ -40,7 +46,7 @@ def report(
         from edgeclf.host.imports import give_data
 
         opened = give_data(opened, data)
-    comparison = make_report(opened, out, threads, rounds, bar=progress)
+    comparison = make_report(opened, out, threads, rounds, bar=progress, add=add or ())
     if as_json:
         print_json(comparison.to_json())
     else:

@@ -167,11 +167,18 @@ class Answered:
 
 
 def under_thresholds(
-    logits: Logits, truth: Classes, labels: tuple[str, ...], thresholds: tuple[float, ...], temperature: float = 1.0
+    logits: Logits,
+    truth: Classes,
+    labels: tuple[str, ...],
+    thresholds: tuple[float, ...],
+    temperature: float = 1.0,
+    known: npt.NDArray[np.bool_] | None = None,
 ) -> Answered:
-    """The answers that remain with one threshold a class, in label order."""
+    """The answers that remain with one threshold a class, in label order, none when empty, for the pictures that are `known`."""
     called, confidence = answers(logits, temperature)
-    kept = (called >= 0) & (confidence >= np.append(thresholds, 2.0)[called])
+    kept = (called >= 0) & (confidence >= np.append(thresholds or np.zeros(len(labels)), 2.0)[called])
+    if known is not None:
+        kept &= known
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth[kept], called[kept]), 1)
     right, answered = int(np.trace(confusion)), int(kept.sum())
@@ -247,14 +254,14 @@ def _threshold(label: str, confidence: Numbers, right: npt.NDArray[np.bool_], pi
     merit = f1 if wanted is None else good if good.any() else precision
     best = len(cuts) - 1 - int(np.argmax(merit[::-1]))
     last = int(cuts[best])
-    value = 0.0 if last == len(sure) - 1 else _shortest(float(sure[last + 1]), float(sure[last]))
+    value = 0.0 if last == len(sure) - 1 else shortest(float(sure[last + 1]), float(sure[last]))
     return Threshold(
         label, value, float(precision[best]), float(recall[best]), float(f1[best]), int(kept[best]), pictures,
         wanted is None or bool(good.any()),
     )  # fmt: skip
 
 
-def _shortest(above: float, up_to: float) -> float:
+def shortest(above: float, up_to: float) -> float:
     """The number with fewest decimals in (above, up_to], so that a card can be read."""
     for decimals in range(1, 8):
         value = math.floor(up_to * 10.0**decimals) / 10.0**decimals

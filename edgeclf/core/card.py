@@ -13,6 +13,7 @@ from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
 from edgeclf.core.text import has_control_character
+from edgeclf.core.unknown import UnknownRule
 
 SCHEMA = 1
 MOST_GOLDEN = 64  # pictures of a self-test
@@ -54,9 +55,10 @@ class ModelCard:
 
     `variant` is the scheme (`float32`, `float16`, `dynamic-w8`, `int8`), `io` the type of the input and output tensors.
     `outputs` says what the file's output tensor holds. `temperature` divides the logits before softmax; `thresholds`
-    are per class, in label order, empty when there are none. `provenance`, `calibration` and `accuracy` are records
-    for people and reports: recipe, data fingerprint, split, seed, versions; the pictures that calibrated; what was
-    measured. `sha256` is of the model's bytes without the appended card, hexadecimal; empty until bundled.
+    are per class, in label order, empty when there are none; `unknown` is what a picture must reach besides, whatever its
+    class. `provenance`, `calibration` and `accuracy` are records for people and reports: recipe, data fingerprint, split,
+    seed, versions; the pictures that calibrated; what was measured. `sha256` is of the model's bytes without the appended
+    card, hexadecimal; empty until bundled.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ModelCard:
     accuracy: dict[str, Any] = field(default_factory=dict)
     self_test: SelfTest | None = None
     sha256: str = ""
+    unknown: UnknownRule | None = None
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
@@ -92,8 +95,9 @@ class ModelCard:
             )
 
     def to_json(self) -> str:
-        """Sorted JSON, the same bytes for the same card."""
-        return json.dumps({"edgeclf": SCHEMA, **asdict(self)}, indent=1, sort_keys=True, allow_nan=False)
+        """Sorted JSON, the same bytes for the same card; `unknown` is left out where there is none, as in cards of old."""
+        table = {key: value for key, value in asdict(self).items() if key != "unknown" or value is not None}
+        return json.dumps({"edgeclf": SCHEMA, **table}, indent=1, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> ModelCard:

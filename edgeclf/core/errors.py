@@ -7,7 +7,8 @@
     ├── DataError         5  pictures or labels cannot be used
     ├── MissingExtra      6  this verb needs an optional package that is not installed
     ├── QualityError      7  the result failed a gate, so no file was written; or a file does not compute what was shipped
-    └── StorageError      8  the disk refused (full, read-only, no permission)
+    ├── StorageError      8  the disk refused (full, read-only, no permission)
+    └── BoardError        9  a board cannot be reached over ssh, or a step failed there; what ran there before still does
 
 Ctrl-C exits with 130, a run that wants to be started afresh with 75; an error that nobody foresaw exits with 70 and asks
 for `--debug`.
@@ -72,3 +73,9 @@ class StorageError(EdgeclfError):
     """The disk refused: full, read-only or no permission."""
 
     exit_code = 8
+
+
+class BoardError(EdgeclfError):
+    """A board cannot be reached over ssh, or a step of a deploy failed there; what ran there before still does."""
+
+    exit_code = 9

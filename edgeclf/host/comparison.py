@@ -9,6 +9,7 @@ from edgeclf.core.calibrate import Calibration
 from edgeclf.core.results import Accuracy, Interval, Memory, Size
 from edgeclf.host.compare import Against
 from edgeclf.host.inside import Inside
+from edgeclf.host.report_devices import Board
 from edgeclf.host.timing import Speedup, Timing
 from edgeclf.runtime.latency import Machine
 
@@ -79,7 +80,8 @@ class Verdict:
 class Comparison:
     """A whole report. `names` are the pictures of the test part in the order of every `Flip.row`.
 
-    `made_elsewhere` says that the model was imported, so that its training may have seen some of them.
+    `made_elsewhere` says that the model was imported, so that its training may have seen some of them. `boards` are devices
+    on which files of the run were measured too.
     """
 
     run: str
@@ -97,6 +99,7 @@ class Comparison:
     unusable: tuple[Unusable, ...]
     verdict: Verdict
     made_elsewhere: bool = False
+    boards: tuple[Board, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -121,6 +124,10 @@ class Comparison:
             "full": _model(self.full),
             "variants": [self._variant(v) for v in self.variants],
             "unusable": [asdict(u) for u in self.unusable],
+            "boards": [
+                {"name": board.name, "variants": [name for name, _ in board.files], "report": board.report.to_json()}
+                for board in self.boards
+            ],
             "recommendation": asdict(self.verdict),
         }
 

@@ -143,7 +143,7 @@ def _until(model: Any, channels: Channels, order: list[tuple[str, set[int]]], sh
     ledger, whole = Ledger(model, channels, what), limit / (1 - share)
     gone, waiting = set[int](), list(order)
     while waiting and ledger.total > limit:
-        first = {names: bundle for names, bundle in reversed(waiting)}  # a layer's own sets leave in their order
+        first = dict(reversed(waiting))  # a layer's own sets leave in their order
         enough = [item for item in first.items() if ledger.total - ledger.saving(item[1]) <= limit]
         next_one = waiting[0]
         if any(item == next_one for item in enough):

@@ -4,7 +4,7 @@
 
     edgeclf_report   1, the version of this layout
     run recipe data fingerprint created parameters pictures labels versions
-    machine          {cpu, cores, system, python, load, throttled} (runtime.latency.Machine)
+    machine          {cpu, cores, system, python, load, throttled, vector_units} (runtime.latency.Machine)
     full             a MODEL: the float Keras model run by TensorFlow, or what an import has in its place
     variants         list of MODEL with, besides:
         io               type of the input and output tensors
@@ -14,6 +14,7 @@
                          change, lost, won, significant}; negative_flips: list of {picture, truth, answer, full_confidence}
         speedup_over_full, speedup_over_float32 (or null)    {factor, interval, measurable}
     unusable         list of {file, reason}
+    boards           list of {name, variants, report}: what `report --add` was given (runtime.device_report.DeviceReport)
     recommendation   {variant (or null), sentence, remarks}
 
     MODEL: name file runtime threads; size {file_bytes, gzip_bytes}; memory {process_bytes, model_bytes} or null;
@@ -24,8 +25,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.onnx import is_onnx
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.results import Memory, Size
-from edgeclf.host import compare, memory, report_html, timing, wording
+from edgeclf.host import compare, memory, report_devices, report_html, timing, wording
 from edgeclf.host.compare import Infer
 from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
@@ -70,19 +71,25 @@ class Entrant:
 
 
 def make_report(
-    run: Run, out: Path | None = None, threads: int | None = None, rounds: int = timing.ROUNDS, bar: Bar = no_bar
+    run: Run,
+    out: Path | None = None,
+    threads: int | None = None,
+    rounds: int = timing.ROUNDS,
+    bar: Bar = no_bar,
+    add: Sequence[Path] = (),
 ) -> Comparison:
     """Measure every exported file of `run` beside its full model and write the report into `out`, or into the run folder.
 
-    `threads` is for the exported files, None for what the runtime chooses; TensorFlow takes what it takes. Raises
-    ConfigError when nothing was exported, ModelError when no exported file can be measured, DataError when the data is
-    gone or has changed.
+    `threads` is for the exported files, None for what the runtime chooses; TensorFlow takes what it takes. `add` are device
+    reports of this run's files. Raises ConfigError when nothing was exported, ModelError when no exported file can be
+    measured, DataError when the data is gone or has changed, or a device report is of other files.
     """
     entrants, unusable = enter(run, threads)
+    boards = report_devices.read_boards(add, [(entrant.name, entrant.path) for entrant in entrants])
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
     entrants, peeked = _apart_from_test(entrants, dataset)
-    comparison = measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar)
+    comparison = replace(measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar), boards=boards)
     write(comparison, dataset, run, out or run.folder)
     return comparison
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgeclf.core.errors import MissingExtra
 from edgeclf.core.image import Colour, Pixels
 from edgeclf.core.results import Interval
-from edgeclf.host import plots, report_tables
+from edgeclf.host import plots, report_devices, report_tables
 from edgeclf.host.comparison import Comparison, Model
 from edgeclf.host.plots import History, Point
 from edgeclf.host.report_tables import Table
@@ -73,6 +73,7 @@ def render_html(comparison: Comparison, thumbs: tuple[Thumbnail, ...], history: 
     return template.render(
         c=comparison, focus=comparison.focus(), tables=_tables(comparison), figures=figures, thumbs=thumbs,
         many=len(comparison.labels) > plots.MATRIX_CLASSES, exclude=exclude, machine=_machine(comparison),
+        boards=_boards(comparison), board_machines=report_devices.machines(comparison),
     )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def render_markdown(comparison: Comparison) -> str:
     }
     for name, title in titles.items():
         lines += [f"## {title}", "", *_md_table(_tables(c)[name]), ""]
+    lines += _md_boards(c)
     lines += [
         "Change of top-1 is against the full model on the same pictures, with its 95% interval (Bonett and Price 2012); "
         "p is McNemar's exact test. Latency: one prepared picture to scores, all models interleaved in rounds in one run. "
@@ -109,6 +111,22 @@ def _tables(comparison: Comparison) -> dict[str, Table]:
         report_tables.classes, report_tables.confused_pairs,
     )  # fmt: skip
     return {make.__name__: make(comparison) for make in makers}
+
+
+def _boards(comparison: Comparison) -> dict[str, Table]:
+    return {"compared": report_devices.compared(comparison), "stages": report_devices.stages(comparison)}
+
+
+def _md_boards(comparison: Comparison) -> list[str]:
+    if not comparison.boards:
+        return []
+    tables = _boards(comparison)
+    slowed = [f"- **{_md(board.slowed)}**" for board in comparison.boards if board.slowed]
+    where = [f"- {_md(name)}: {_md(words)}" for name, words in report_devices.machines(comparison).items()]
+    return [
+        "## On the boards", "", *slowed, *[""] * bool(slowed), *_md_table(tables["compared"]), "", "Stages of a frame:", "",
+        *_md_table(tables["stages"]), "", "In a cell: p50, in brackets p90 and p99.", "", *where, "",
+    ]  # fmt: skip
 
 
 def _figures(comparison: Comparison, history: History | None) -> dict[str, str]:
@@ -148,7 +166,8 @@ def _points(comparison: Comparison, point: Any) -> tuple[Point, list[Point]]:
 def _machine(comparison: Comparison) -> dict[str, str]:
     found = comparison.machine
     busy = f"load {found.load:.1f} before the measurement" if found.load >= 0 else "unknown"
-    return {"processor": f"{found.cpu}, {found.cores} cores", "system": found.system, "Python": found.python, "other work": busy}
+    processor = ", ".join([found.cpu, f"{found.cores} cores", *found.vector_units])
+    return {"processor": processor, "system": found.system, "Python": found.python, "other work": busy}
 
 
 def _md(text: str) -> str:

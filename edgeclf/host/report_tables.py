@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from edgeclf.core.results import Interval
 from edgeclf.host.compare import ClassChange
 from edgeclf.host.comparison import FULL, Comparison, Model, Variant
+from edgeclf.host.report_cells import NOTHING as NOTHING
+from edgeclf.host.report_cells import Cell as Cell
+from edgeclf.host.report_cells import Table as Table
 from edgeclf.host.timing import Speedup
 from edgeclf.host.wording import decimals, milliseconds, p_value, points, signed, size, times
 
 MOST_CLASSES = 20
 MOST_PAIRS = 15
-NOTHING = "—"
 NOT_MEASURABLE = "no measurable difference"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text, and under it in small letters what belongs to it; `mark` is `good`, `bad`, `quiet` or nothing."""
-
-    text: str
-    note: str = ""
-    mark: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column heads and rows of equal length; the first cell of a row names it. `chosen` is the row to point out."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    chosen: int | None = None
 
 
 def glance(comparison: Comparison) -> Table:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeclf.core import calibrate, results
+from edgeclf.core import calibrate, results, unknown
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import SPLITS, UNSPLIT, Catalogue, reader, split
 from edgeclf.core.errors import ConfigError, DataError, ModelError
@@ -35,7 +35,7 @@ class Evaluation:
 
     `scores` is float32 (pictures, classes), logits in label order; `truth` int64 (pictures,), indices into the model's
     labels. `skipped` lists (name, reason) of unreadable pictures, which count nowhere. `accuracy` is that of the likeliest
-    classes, whatever the thresholds in `card` say. `source` is where the pictures lie.
+    classes, whatever the limits in `card` say. `source` is where the pictures lie.
     """
 
     card: ModelCard
@@ -53,11 +53,12 @@ class Evaluation:
 
     @cached_property
     def answered(self) -> calibrate.Answered | None:
-        """What remains under the thresholds in the card; None when it has none."""
+        """What remains under the limits in the card, of its classes and of what is unknown; None when it has none."""
         card = self.card
-        if not card.thresholds:
+        if not (card.thresholds or card.unknown):
             return None
-        return calibrate.under_thresholds(self.scores, self.truth, card.labels, card.thresholds, card.temperature)
+        known = unknown.known(self.scores, card.temperature, card.unknown) if card.unknown else None
+        return calibrate.under_thresholds(self.scores, self.truth, card.labels, card.thresholds, card.temperature, known)
 
 
 def evaluate(

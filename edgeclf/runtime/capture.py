@@ -11,12 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.camera import Picture, Reader, Source
+from edgeclf.runtime.readers import as_bgr
+from edgeclf.runtime.source import Picture, Reader, Source
 
 CaptureState = Literal["starting", "live", "stalled", "reconnecting", "ended"]
 
@@ -25,17 +26,23 @@ MAX_ABANDONED = 4  # threads left behind in a read that never returns
 FRESH_ENOUGH = 10  # pictures after which an opened source counts as well again
 SAMPLE = 8  # every 8th pixel both ways decides whether two pictures are the same
 NAP_S = 0.2  # between looks at a condition that another thread may have changed
+SLOW_S = 1.0  # a read or opening that takes longer may be one that hangs
+PROBE_S = 0.5  # between looks whether a network address answers again
+MAX_STILL = 5  # how often the limit on a frozen picture doubles while opening again does not help
+MAX_SHAPES = 16  # sizes of pictures that are told of, in a source that changes them all the time
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Limits in seconds: no new picture makes a source `stalled`; a read or opening this long is given up; the same picture
-    this long makes a camera be opened again; the waits between openings grow from first to longest; closing waits.
+    """Limits in seconds: no new picture makes a source `stalled`; a read or opening this long is given up; the same picture,
+    or nothing but broken ones, this long makes a camera be opened again, and a stream, which may well show a still scene, a
+    little later; the waits between openings grow from first to longest; closing waits.
     """
 
     stall_s: float = 2.0
     hung_s: float = 12.0
     frozen_s: float = 10.0
+    frozen_stream_s: float = 30.0
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
     close_s: float = 1.0
@@ -55,7 +62,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Change:
-    """The source went into `state`; `detail` says why, or is empty."""
+    """The source went into `state`, or is in it still and something else changed; `detail` says what, or is empty."""
 
     state: CaptureState
     detail: str = ""
@@ -82,6 +89,10 @@ class Counts:
     identical: int = 0
     stalls: int = 0
     reconnects: int = 0
+
+
+class _Frozen(SourceError):
+    """The source shows the same picture for too long."""
 
 
 def wait_before(attempt: int, jitter: float, timing: Timing) -> float:
@@ -112,6 +123,12 @@ class Capture:
         self._fresh_s = 0.0  # when the last picture that differs from the one before came
         self._came_s = 0.0  # when the last picture came
         self._sample = b""
+        self._still = 0  # how often opening again did not help against a frozen picture
+        self._shape: tuple[int, ...] = ()
+        self._shapes: set[tuple[int, ...]] = set()
+        self._remark = ""
+        self._reader: Reader | None = None
+        self._there: object = None  # what was plugged in when the source was opened last
 
     @property
     def state(self) -> CaptureState:
@@ -198,6 +215,7 @@ class Capture:
         with self._changed:
             self._turn += 1
             self._frames.clear()
+            self._abort()
             self._set("ended")
             self._changed.notify_all()
 
@@ -221,6 +239,9 @@ class Capture:
         if self._failure is not None:
             raise self._failure
 
+    def _tell(self, detail: str) -> None:
+        self._news.append(Change(self._state, detail))
+
     def _watch(self) -> None:
         """Notice silence, and a read that does not come back; by the thread that waits for pictures."""
         now = time.monotonic()
@@ -229,10 +250,35 @@ class Capture:
         if self._state == "live" and now - self._fresh_s >= self.timing.stall_s:
             what = "no new picture" if now - self._came_s >= self.timing.stall_s else "the same picture"
             self._set("stalled", f"{what} for {self.timing.stall_s:g} s")
-        hung = self._entered is not None and now - self._entered > self.timing.hung_s
-        if hung and sum(thread.is_alive() for thread in self._threads) < MAX_ABANDONED:
-            self._set("reconnecting", f"a read did not come back for {self.timing.hung_s:g} s")
+        if self._entered is None or self._state == "live":
+            return
+        if now - self._entered > self.timing.hung_s:
+            self._respawn(f"a read did not come back for {self.timing.hung_s:g} s")
+        elif now - self._entered > SLOW_S and self._state in ("stalled", "reconnecting"):
+            self._watch_plug()
+
+    def _watch_plug(self) -> None:
+        """A read that hangs on a camera that was pulled out may hang on when it is back."""
+        there = self.source.plugged() if self.source.plugged else self._there
+        if there == self._there:
+            return
+        if there is None:
+            self._set("reconnecting", "the camera is gone")
+        else:
+            self._respawn("the camera was plugged in again")
+
+    def _respawn(self, reason: str) -> None:
+        if sum(thread.is_alive() for thread in self._threads) < MAX_ABANDONED:
+            self._abort()
+            self._sample = b""
+            self._set("reconnecting", reason)
             self._spawn()
+
+    def _abort(self) -> None:
+        """Make a read that blocks come back, where the reader can."""
+        abort = getattr(self._reader, "abort", None)
+        if abort:
+            abort()
 
     def _spawn(self) -> None:
         with self._changed:
@@ -264,16 +310,19 @@ class Capture:
             except SourceError as error:
                 if not self.source.reopen or (self._state == "starting" and not self._wait):
                     raise
-                reason = str(error).removeprefix(f"{self.source.name}: ")
+                reason, frozen = str(error).removeprefix(f"{self.source.name}: "), isinstance(error, _Frozen)
             else:
                 self._end(note, turn)
                 return
             fresh = self._counts["captured"] - self._counts["identical"] - fresh_before
-            attempt = 0 if fresh >= FRESH_ENOUGH else attempt + 1
+            attempt = 0 if frozen or fresh >= FRESH_ENOUGH else attempt + 1
             with self._changed:
                 if turn == self._turn:
+                    self._still = min(MAX_STILL, self._still + 1) if frozen and fresh < FRESH_ENOUGH else 0
+                    self._sample = self._sample if frozen else b""
                     self._set("reconnecting", reason)
-            self._pause(wait_before(attempt, random.random(), self.timing), turn)
+            if self._pause(wait_before(attempt, random.random(), self.timing), turn):
+                attempt = 0
 
     def _end(self, note: str, turn: int) -> None:
         with self._changed:
@@ -284,9 +333,12 @@ class Capture:
     def _read_through(self, turn: int) -> str:
         """Open the source and hand over its pictures until its end, whose note is returned; raises SourceError when lost."""
         with self._busy(turn):
+            there = self.source.plugged() if self.source.plugged else None
+            if turn == self._turn:
+                self._there = there
             reader = self.source.open()
         try:
-            self._begin(turn)
+            self._begin(reader, turn)
             due = time.monotonic()
             while turn == self._turn:
                 picture = self._next_good(reader, turn)
@@ -294,29 +346,38 @@ class Capture:
                     return reader.note
                 if self.source.live and reader.interval_s:
                     due = max(due + reader.interval_s, time.monotonic() - reader.interval_s)
-                    self._pause(due - time.monotonic(), turn)
+                    self._wait_until(due, turn)
+                    picture = replace(picture, taken_s=0.0)  # as if a camera had taken it now
                 self._hand_over(picture, turn)
             return ""
         finally:
+            with self._changed:
+                if self._reader is reader:
+                    self._reader = None
             reader.close()
 
-    def _begin(self, turn: int) -> None:
+    def _begin(self, reader: Reader, turn: int) -> None:
         with self._changed:
             if turn == self._turn:
-                self._sample = b""
+                self._reader = reader
+                self._fresh_s = time.monotonic()
                 self._counts["reconnects"] += self._state == "reconnecting"
 
     def _next_good(self, reader: Reader, turn: int) -> Picture | None:
         while True:
             try:
                 with self._busy(turn):
-                    return reader.read()
+                    picture = reader.read()
+                return None if picture is None else _as_bgr(picture)
             except DataError as error:
                 with self._changed:
                     self._counts["broken"] += 1
                     self._news.append(Broken(str(error)))
+                    self._changed.notify_all()
                 if turn != self._turn:
                     return None
+                if self.source.reopen and time.monotonic() - max(self._fresh_s, self._came_s) >= self.timing.frozen_s:
+                    raise SourceError(f"gave nothing but broken pictures for {self.timing.frozen_s:g} s") from error
 
     @contextlib.contextmanager
     def _busy(self, turn: int) -> Iterator[None]:
@@ -344,6 +405,7 @@ class Capture:
             else:
                 self._sample, self._fresh_s = sample, now
                 self._set("live")
+            self._tell_of_form(picture)
             if self.source.live and self._frames:
                 self._frames.clear()
                 self._counts["dropped"] += 1
@@ -351,21 +413,54 @@ class Capture:
             self._counts["captured"] += 1
             self._changed.notify_all()
 
+    def _tell_of_form(self, picture: Picture) -> None:
+        """Say it once when the pictures become of another size, or are not what was asked for."""
+        remark = getattr(self._reader, "remark", "")
+        if remark and remark != self._remark:
+            self._remark = remark
+            self._tell(remark)
+        shape = picture.image.shape[:2]
+        if picture.name or shape == self._shape:
+            return
+        if self._shape and shape not in self._shapes and len(self._shapes) < MAX_SHAPES:
+            self._tell(f"pictures are now {shape[1]}x{shape[0]}, before {self._shape[1]}x{self._shape[0]}")
+        self._shape = shape
+        self._shapes.add(shape)
+
     def _complain_of_frozen(self, now: float) -> None:
         if not self.source.reopen:
             return
-        if now - self._fresh_s >= self.timing.stall_s and self._state == "live":
+        if self._state == "reconnecting":
+            self._set("stalled", "the same picture after it was opened again")
+        elif now - self._fresh_s >= self.timing.stall_s and self._state == "live":
             self._set("stalled", f"the same picture for {self.timing.stall_s:g} s")
-        if self.source.device and now - self._fresh_s >= self.timing.frozen_s:
-            raise SourceError(f"gave the same picture for {self.timing.frozen_s:g} s")
+        limit_s = self.timing.frozen_stream_s if self.source.answers else self.timing.frozen_s
+        if now - self._fresh_s >= limit_s * 2.0**self._still:
+            raise _Frozen(f"gave the same picture for {limit_s * 2.0**self._still:g} s")
 
-    def _pause(self, seconds: float, turn: int) -> None:
-        """Wait, but not longer than until the turn ends or a missing camera is plugged in again."""
-        device = self.source.device
-        was_there = device is None or device.exists()
-        limit = time.monotonic() + seconds
+    def _wait_until(self, due: float, turn: int) -> None:
         with self._changed:
-            while turn == self._turn and (left := limit - time.monotonic()) > 0:
+            while turn == self._turn and (left := due - time.monotonic()) > 0:
                 self._changed.wait(min(left, NAP_S))
-                if not was_there and device is not None and device.exists():
-                    return
+
+    def _pause(self, seconds: float, turn: int) -> bool:
+        """Wait before opening again; True, and at once, when a camera is plugged in or a server answers that did not."""
+        plugged, answers = self.source.plugged, self.source.answers
+        limit = time.monotonic() + seconds
+        before = plugged() if plugged else None
+        probe_s = limit if answers is None or answers() else time.monotonic() + PROBE_S
+        while turn == self._turn and (left := limit - time.monotonic()) > 0:
+            with self._changed:
+                self._changed.wait(min(left, NAP_S))
+            if plugged and (there := plugged()) is not None and there != before:
+                return True
+            if answers and time.monotonic() >= probe_s:
+                if answers():
+                    return True
+                probe_s = time.monotonic() + PROBE_S
+        return False
+
+
+def _as_bgr(picture: Picture) -> Picture:
+    image = as_bgr(picture.image)
+    return picture if image is picture.image else replace(picture, image=image)

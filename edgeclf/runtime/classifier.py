@@ -14,8 +14,9 @@ from edgeclf.core.calibrate import softmax as softmax
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError
 from edgeclf.core.image import Pixels, prepare
+from edgeclf.core.unknown import energy
 from edgeclf.runtime import foreign, onnx, shipped
-from edgeclf.runtime.decision import UNKNOWN, Rules
+from edgeclf.runtime.decision import UNKNOWN, Rules, card_rules
 from edgeclf.runtime.engine import Engine, Normalize, Scores, open_engine
 
 
@@ -73,29 +74,31 @@ class Classifier:
 
     @property
     def rules(self) -> Rules:
-        """How scores become answers by the thresholds in the card; without any, the likeliest class always is the answer."""
-        return Rules(thresholds=self.card.thresholds or (0.0,))
+        """How scores become answers by the card; where it says nothing, the likeliest class always is the answer."""
+        return card_rules(self.card)
 
     def answer(self, frame_bgr: Pixels) -> Prediction:
-        """The likeliest class, or `unknown` with its score where that is below the card's threshold. Raises as `classify`."""
-        best = self.classify(frame_bgr, top=1)[0]
-        return best if self.accepts(best) else Prediction(UNKNOWN, best.score)
-
-    def accepts(self, best: Prediction) -> bool:
-        """Whether the likeliest class reaches its threshold in the card."""
-        return self.rules.accepts(self.card.labels.index(best.label), best.score)
+        """The likeliest class, or `unknown` with its score where the card's limits are not reached. Raises as `classify`."""
+        (best,), known = self.judge(frame_bgr, top=1)
+        return best if known else Prediction(UNKNOWN, best.score)
 
     def classify(self, frame_bgr: Pixels, top: int = 5) -> list[Prediction]:
-        """The `top` likeliest classes, likeliest first, whatever the thresholds say.
+        """The `top` likeliest classes, likeliest first, whatever the card's limits say.
 
         `frame_bgr` is a picture as OpenCV reads it: uint8 (height, width, 3), any size. Raises DataError for anything else,
         and ModelError when the model answers with NaN or infinity, which is no label.
         """
-        scores = self.probabilities(frame_bgr)
+        return self.judge(frame_bgr, top)[0]
+
+    def judge(self, frame_bgr: Pixels, top: int = 5) -> tuple[list[Prediction], bool]:
+        """As `classify`, and whether the likeliest class is an answer: whether it reaches the limits in the card."""
+        logits = self.logits(frame_bgr)
+        scores = softmax(logits, self.card.temperature)
         if math.isnan(scores[0]):  # then all are
             raise ModelError(f"{self.card.name}: the model answered with scores that are not numbers (NaN or infinity)")
-        labels = self.card.labels
-        return [Prediction(labels[i], float(scores[i])) for i in likeliest(scores, top)]
+        labels, order = self.card.labels, likeliest(scores, top)
+        known = self.rules.accepts(scores, order[0], energy(logits, self.card.temperature))
+        return [Prediction(labels[i], float(scores[i])) for i in order], known
 
     def probabilities(self, frame_bgr: Pixels) -> Scores:
         """Probabilities of all classes, float32 (classes,) in label order; NaN where the model's answer is no number."""

@@ -132,13 +132,14 @@ def record(event: Event) -> dict[str, Any]:
     }
 
 
-def describe(event: Event) -> str:
-    """The event as one line without control characters."""
+def describe(event: Event, several: bool = False) -> str:
+    """The event as one line without control characters; with `several` sources it names its own."""
     clock = datetime.fromtimestamp(event.time_s).strftime("%H:%M:%S")
+    named = f"{event.source}: " if several and not isinstance(event, Health) else ""
     if isinstance(event, SourceChanged):
         text = f"{clock}  {event.source}: {event.state}{': ' * bool(event.detail)}{event.detail}"
     elif isinstance(event, Skipped):
-        text = f"{clock}  skipped: {event.reason}"
+        text = f"{clock}  {named}skipped: {event.reason}"
     elif isinstance(event, Health):
         text = f"{clock}  {event.warning or 'well'}"
     else:
@@ -146,5 +147,5 @@ def describe(event: Event) -> str:
         shown = f"{answer.label:<16} {answer.score:6.1%}"
         rate = f"{event.fps:6.1f}" if event.fps else "     -"
         other = f"  {'=' if event.other.agrees else '≠'} {event.other.label} {event.other.score:.1%}" if event.other else ""
-        text = f"{clock}  {shown}{other}  {rate} fps  age {event.stages.age_ms:6.1f} ms  {event.name}"
+        text = f"{clock}  {named}{shown}{other}  {rate} fps  age {event.stages.age_ms:6.1f} ms  {event.name}"
     return printable(text).rstrip()

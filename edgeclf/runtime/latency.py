@@ -21,6 +21,7 @@ from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels, prepare
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Latency, Size
+from edgeclf.runtime import vitals
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.engine import Normalize, cores, tflite_runtime
 from edgeclf.runtime.onnx import is_onnx, onnxruntime
@@ -32,12 +33,14 @@ LEAST_RUNS, MOST_RUNS = 3, 400  # of one kind in one round
 WARM_UP_RUNS = 10
 NEARLY = 1.05  # a setting within 5% of the fastest counts as good as it
 COLD_SECONDS = 120.0
-THROTTLE_BITS = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement was made. `load` is the mean number of busy programs in the last minute, -1 where unknown."""
+    """Where a measurement was made. `load` is the mean number of busy programs in the last minute, -1 where unknown.
+
+    `vector_units` are those that int8 networks gain from, as `runtime.vitals` names them; none in older files.
+    """
 
     cpu: str
     cores: int
@@ -45,6 +48,7 @@ class Machine:
     python: str
     load: float
     throttled: bool
+    vector_units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,29 +204,26 @@ def file_size(path: Path) -> Size:
     return Size(len(data), len(gzip.compress(data, 9, mtime=0)))
 
 
-def this_machine() -> Machine:
+def this_machine(root: Path = vitals.ROOT) -> Machine:
     """What this machine is, and how busy it is just now."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return Machine(_cpu(), cores(), system, platform.python_version(), round(load, 2), throttled())
+    return Machine(
+        _cpu(root), cores(), system, platform.python_version(), round(load, 2), throttled(root), vitals.vector_units(root)
+    )
 
 
-def throttled(bits: Path = THROTTLE_BITS) -> bool:
-    """Whether a Raspberry Pi now runs slower because of heat or a weak supply (bits 0 to 3 of its firmware's register)."""
-    with contextlib.suppress(OSError, ValueError):
-        return bool(int(bits.read_text().strip(), 16) & 0xF)
-    return False
+def throttled(root: Path = vitals.ROOT) -> bool:
+    """Whether a Raspberry Pi now runs slower because of heat or a weak supply."""
+    found = vitals.throttle(root)
+    return bool(found and found.now)
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; 0 where the system does not say.
-
-    From /proc, because `ru_maxrss` of a child starts at what its parent had.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
+    found = vitals.peak_bytes()
+    if found is not None:
+        return found
     with contextlib.suppress(ImportError):
         import resource
 
@@ -260,11 +261,12 @@ def _age_ms(moment: float) -> float:
     return 0.0
 
 
-def _cpu() -> str:
+def _cpu(root: Path) -> str:
+    named = vitals.board(root)
+    if named:
+        return named
     with contextlib.suppress(OSError):
-        return Path("/proc/device-tree/model").read_text().strip("\0 \n")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -16,14 +16,15 @@ from typing import Any, Protocol
 
 from edgeclf.core.errors import EXIT_INTERRUPTED, EdgeclfError, ModelError, SourceError
 from edgeclf.core.image import Pixels
-from edgeclf.core.results import Latency
+from edgeclf.core.results import Interval, Latency, wilson
 from edgeclf.runtime.camera import Source
 from edgeclf.runtime.capture import Broken, CaptureState, Frame, Timing
 from edgeclf.runtime.captures import Captures
 from edgeclf.runtime.decision import INVALID, Decision, Rules, State, decide
 from edgeclf.runtime.events import Event, Health, Other, Seen, Skipped, SourceChanged, Stages
-from edgeclf.runtime.scoring import Scorer
-from edgeclf.runtime.sinks import Sink
+from edgeclf.runtime.scoring import Scored, Scorer
+from edgeclf.runtime.sinks import Sink, end_all
+from edgeclf.runtime.vitals import Device
 
 NAP_S = 0.2  # the longest wait before the loop looks whether it is to stop
 KEPT_TIMES = 4096
@@ -65,6 +66,9 @@ class Gate(Protocol):
     def view(self, image: Pixels) -> Pixels:
         """The part of a BGR frame that is classified; a view, not a copy. Raises DataError when there is none."""
 
+    def answered(self, valid: bool) -> None:
+        """The frame admitted last was classified; `valid` says whether that gave a label. Not told of one that failed."""
+
 
 class Monitor(Protocol):
     """Watches the device; asked by the loop all the time, so it must answer at once."""
@@ -78,21 +82,35 @@ class Monitor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Another model on the same frames, with its labels and rules, and where frames on which the two disagree go."""
+    """Another model on the same frames, with its labels and rules, and where frames on which the two disagree go, cut to
+    what both were shown; `name` says which it is."""
 
     scorer: Scorer
     labels: tuple[str, ...]
     rules: Rules
     disagreed: Callable[[Seen, Pixels], None] = lambda seen, image: None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """How two models did on the same frames: how many both answered, on how many alike, and what the other one cost."""
+    """How two models did on the same frames: how many both answered, on how many alike, and what each cost.
+
+    Answers are those to single frames, before smoothing and votes. `interval` is the 95% interval of the share agreed on
+    (Wilson 1927), as if frames were independent of each other, which those of a video are not. `classify` is preprocessing
+    and inference of the other, `own` of the first model. `not_compared` counts frames to which one of the two gave no valid
+    answer; `saved` those kept of the frames on which they disagree.
+    """
 
     frames: int
     agreed: int
     classify: Latency
+    own: Latency
+    agreement: float
+    interval: Interval
+    not_compared: int = 0
+    saved: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,8 @@ class Summary:
     classified, `invalid` given scores that are no numbers, `identical` equal to the frame before. `stages` holds `wait`, the
     time spent waiting for a frame, `emit`, handing results over, and those of `Stages`. `labels` counts the answers of
     single frames, `changes` the answers that lasted. `lost_messages` counts what slow sinks lost, by sink. `throttled` names
-    what the board's firmware reported at any time; such times are no measurement of the board.
+    what the board's firmware reported at any time; such times are no measurement of the board. `device` is the memory, CPU
+    share, heat and clock of the run, None where nobody watched.
     """
 
     source: str
@@ -125,6 +144,7 @@ class Summary:
     note: str = ""
     compared: Compared | None = None
     throttled: tuple[str, ...] = ()
+    device: Device | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,6 +178,7 @@ class _Tally:
     labels: Counter[str] = field(default_factory=Counter)
     times: dict[str, Times] = field(default_factory=lambda: {name: Times() for name in STAGES})
     other: Times = field(default_factory=Times)
+    own: Times = field(default_factory=Times)
     throttled: set[str] = field(default_factory=set)
     note: str = ""
 
@@ -211,6 +232,7 @@ class Live:
             self._tell_news()
             seconds = time.monotonic() - began
         finally:
+            end_all(self._sinks)
             source_ended = self._captures.close()
             sinks_ended = [sink.close() for sink in self._sinks]
             self.blocked = not (source_ended and all(sinks_ended))
@@ -253,6 +275,8 @@ class Live:
         name = self._names[place]
         self.states[name], decision = decide(self.states[name], scored.probabilities, self._labels, self._rules, scored.energy)
         decided = time.monotonic()
+        if gate:
+            gate.answered(decision.label != INVALID)
         stages = Stages(
             frame.decode_s * 1000,
             scored.resize_s * 1000,
@@ -263,30 +287,34 @@ class Live:
         self._count(decision, stages, decided)
         seen = Seen(
             time.time(), name, frame.index, decision, stages, 1 / self._apart_s if self._apart_s else 0.0, frame.name,
-            self._compare(view, decision),
+            self._compare(view, scored, decision),
         )  # fmt: skip
+        compared = time.monotonic()
         self._tell(seen, frame.image)
-        self._tally.times["emit"].add(time.monotonic() - decided)
-        if seen.other and not seen.other.agrees and self._comparison:
-            self._comparison.disagreed(seen, frame.image)
+        self._tally.times["emit"].add(time.monotonic() - compared)
+        if seen.other and not seen.other.agrees and self._comparison and INVALID not in (decision.label, seen.other.label):
+            self._comparison.disagreed(seen, view)
 
-    def _compare(self, view: Pixels, decision: Decision) -> Other | None:
-        """The other model's answer to a frame that the first one answered."""
+    def _compare(self, view: Pixels, scored: Scored, decision: Decision) -> Other | None:
+        """The other model's answer to a frame that the first one answered, each by this frame alone."""
         if self._comparison is None:
             return None
-        start = time.monotonic()
+        comparison, tally = self._comparison, self._tally
         try:
-            scored = self._comparison.scorer(view)
+            others = comparison.scorer(view)
         except Exception:  # the first model's answer counts, whatever becomes of the second
-            self._tally.counts["not_compared"] += 1
+            tally.counts["not_compared"] += 1
             return None
-        seconds = time.monotonic() - start
-        rules = self._comparison.rules
-        _, answer = decide(State(), scored.probabilities, self._comparison.labels, replace(rules, smooth=0.0), scored.energy)
-        self._tally.other.add(seconds)
-        agrees = answer.label == decision.label
-        self._tally.counts["agreed"] += agrees
-        return Other(answer.label, answer.score, agrees, seconds * 1000)
+        seconds = others.resize_s + others.invoke_s
+        answer = _single(others, comparison.labels, comparison.rules)
+        own = _single(scored, self._labels, self._rules) if self._rules.smooth else decision
+        if INVALID in (answer.label, own.label):
+            tally.counts["not_compared"] += 1
+            return Other(answer.label, answer.score, False, seconds * 1000)
+        tally.other.add(seconds)
+        tally.own.add(scored.resize_s + scored.invoke_s)
+        tally.counts["agreed"] += answer.label == own.label
+        return Other(answer.label, answer.score, answer.label == own.label, seconds * 1000)
 
     def _count(self, decision: Decision, stages: Stages, now: float) -> None:
         counts, times = self._tally.counts, self._tally.times
@@ -350,10 +378,19 @@ class Live:
     def _lost(self) -> dict[str, int]:
         return {sink.name: sink.lost for sink in self._sinks if getattr(sink, "lost", 0)}  # type: ignore[attr-defined]
 
+    def _compared(self) -> Compared | None:
+        if self._comparison is None:
+            return None
+        tally, counts = self._tally, self._tally.counts
+        frames, agreed = tally.other.count, counts["agreed"]
+        return Compared(
+            frames, agreed, tally.other.latency(), tally.own.latency(), agreed / frames if frames else 0.0,
+            wilson(agreed, frames), counts["not_compared"], name=self._comparison.name,
+        )  # fmt: skip
+
     def _summary(self, ended: str, seconds: float) -> Summary:
         captured, tally = self._captures.counts(), self._tally
         frames = tally.counts["frames"]
-        compared = Compared(tally.other.count, tally.counts["agreed"], tally.other.latency()) if self._comparison else None
         return Summary(
             source=", ".join(self._names),
             ended=ended,
@@ -372,9 +409,14 @@ class Live:
             changes=tally.counts["changes"],
             lost_messages=self._lost(),
             note=tally.note,
-            compared=compared,
+            compared=self._compared(),
             throttled=tuple(sorted(tally.throttled)),
         )
+
+
+def _single(scored: Scored, labels: tuple[str, ...], rules: Rules) -> Decision:
+    """What one frame says by itself."""
+    return decide(State(), scored.probabilities, labels, replace(rules, smooth=0.0), scored.energy)[1]
 
 
 def _fatal(error: Exception, times: int) -> EdgeclfError:

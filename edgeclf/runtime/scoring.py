@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
+from edgeclf.core.card import golden_inputs
+from edgeclf.core.errors import ConfigError
 from edgeclf.core.image import Pixels, prepare
+from edgeclf.core.unknown import NO_ENERGY, energy, gives_energy
 from edgeclf.runtime.classifier import Classifier, softmax
 from edgeclf.runtime.decision import Probabilities
+
+NOISE_PICTURES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Probabilities, float32 (classes,) in label order, NaN where the model gave no numbers; seconds spent on the way.
 
-    `energy` is the temperature times the log of the summed exponentials of the tempered logits (Liu et al. 2020, "Energy-based
-    out-of-distribution detection", with its sign turned): high for pictures like those of the training. It says nothing
-    (0) of a model whose file gives probabilities.
+    `energy` is as in `core.unknown`: high for pictures like those of the training. It says nothing of a model whose file
+    gives probabilities (`need_energy`).
     """
 
     probabilities: Probabilities
@@ -49,8 +50,9 @@ def scorer(classifier: Classifier) -> Scorer:
     return scored
 
 
-def energy(logits: Probabilities, temperature: float) -> float:
-    """`temperature` times the log of the summed exponentials of `logits` (classes,) divided by it; NaN where one is no number."""
-    tempered = np.asarray(logits, np.float64) / temperature
-    peak = float(tempered.max())
-    return temperature * (peak + math.log(float(np.exp(tempered - peak).sum()))) if math.isfinite(peak) else math.nan
+def need_energy(classifier: Classifier) -> None:
+    """Raises ConfigError when the answers to a few pictures of noise are probabilities, which have no energy."""
+    card = classifier.card
+    logits = classifier.engine.infer(golden_inputs(0, NOISE_PICTURES, card.image.shape))
+    if not gives_energy(logits):
+        raise ConfigError(f"{card.name}: {NO_ENERGY}")

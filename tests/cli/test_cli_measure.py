@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from edgeclf.runtime.device_report import read
 
 Cli = Callable[..., Any]
 NAMES = ("red-square", "green-disc", "blue-cross", "yellow-bars")
@@ -240,6 +243,44 @@ def test_bench_prints_a_table(cli_here: Cli, int8: Path) -> None:
     for words in ("frame to label p50", "cold start:", "peak memory", f"{int8.stat().st_size:,} bytes"):
         assert words in answer.stdout
     assert "best:" not in answer.stdout
+
+
+def test_bench_of_several_files_prints_each_and_refuses_namesakes(cli_here: Cli, int8: Path, tmp_path: Path) -> None:
+    """As JSON they are a list; two files of one name could not be told apart."""
+    other = Path(shutil.copy(int8, tmp_path / "other.tflite"))
+    answer = cli_here("bench", int8, other, "--seconds", 0.2, "--threads", 1, "--json")
+    assert [Path(entry["file"]).name for entry in json.loads(answer.stdout)["files"]] == [int8.name, "other.tflite"]
+    namesake = Path(shutil.copy(int8, tmp_path))
+    assert (answer.code, cli_here("bench", int8, namesake).code) == (0, 2)
+
+
+def test_bench_writes_a_device_report_with_accuracy(cli_here: Cli, int8: Path, data: Path, tmp_path: Path) -> None:
+    """One that is read back, with the digest of the file, every stage, and how many pictures were right."""
+    out = tmp_path / "out.json"
+    answer = cli_here("bench", int8, "--seconds", 0.2, "--threads", 1, "--device-report", out, "--data", data, "--json")
+    assert answer.code == 0, answer.text
+    assert json.loads(answer.stdout)["best"] == 1
+    assert f"device report: {out}" in answer.stderr
+    report = read(out)
+    assert [file.file for file in report.files] == [int8.name]
+    assert report.files[0].sha256 == hashlib.sha256(int8.read_bytes()).hexdigest()
+    assert report.files[0].accuracy is not None
+    assert (report.files[0].accuracy.pictures, report.files[0].accuracy.data) == (4, "data")
+    assert "top-1" in answer.stderr
+
+
+def test_bench_asks_for_a_report_when_it_gets_data(cli_here: Cli, int8: Path, data: Path) -> None:
+    """Accuracy alone is another verb, which is named."""
+    answer = cli_here("bench", int8, "--data", data)
+    assert (answer.code, "edgeclf evaluate" in answer.stderr) == (2, True)
+
+
+def test_bench_takes_the_threads_that_a_live_run_takes(cli_here: Cli, int8: Path) -> None:
+    """Measured once, and it says so."""
+    answer = cli_here("bench", int8, "--seconds", 0.2, "--threads", "auto", "--json")
+    assert answer.code == 0, answer.text
+    assert len(json.loads(answer.stdout)["timings"]) == 1
+    assert "threads: " in answer.stderr
 
 
 @pytest.mark.parametrize("threads", ["0", "many", "-1"])

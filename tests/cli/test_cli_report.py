@@ -220,3 +220,34 @@ def test_changed_pictures_are_refused(run: Run, cli_here: Cli, tmp_path: Path) -
 def test_help_shows_an_example(cli_here: Cli) -> None:
     """And takes no TensorFlow to do so."""
     assert "edgeclf report runs/" in cli_here("report", "--help").stdout
+
+
+def test_report_adds_what_a_board_measured(run: Run, cli_here: Cli, tmp_path: Path) -> None:
+    """From `bench --device-report` of a copied file to one table of the page; two boards, in two reports."""
+    board = tmp_path / "board"
+    board.mkdir()
+    copied = shutil.copy(run.exported("float16"), board / "renamed.tflite")
+    for name in ("a.json", "b.json"):
+        answer = cli_here("bench", copied, "--seconds", 0.2, "--threads", 1, "--device-report", board / name)
+        assert answer.code == 0, answer.text
+    answer = cli_here("report", run.folder, "--rounds", 2, "--add", board / "a.json", "--add", board / "b.json")
+    assert answer.code == 0, answer.text
+    boards = json.loads((run.folder / "report.json").read_text())["boards"]
+    assert [entry["variants"] for entry in boards] == [["float16"], ["float16"]]
+    for name in ("report.html", "report.md"):
+        text = (run.folder / name).read_text()
+        assert "On the boards" in text
+        assert "renamed.tflite" in text
+
+
+def test_a_device_report_of_another_file_is_refused_before_anything_is_measured(
+    run: Run, cli_here: Cli, fixtures_folder: Path, tmp_path: Path
+) -> None:
+    """One line, exit code 5, and no report; so is a file that is none."""
+    out = tmp_path / "out.json"
+    cli_here("bench", fixtures_folder / "tiny-int8.tflite", "--seconds", 0.2, "--threads", 1, "--device-report", out)
+    (tmp_path / "none.json").write_text("[]")
+    for path, words in ((out, "no file of this run as it is now"), (tmp_path / "none.json", "is no device report")):
+        answer = cli_here("report", run.folder, "--rounds", 2, "--add", path)
+        assert (answer.code, words in answer.stderr, answer.stderr.count("\n")) == (5, True, 1), answer.text
+    assert not (run.folder / "report.json").exists()

@@ -139,13 +139,14 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(model: Path, options: list
     assert "BrokenPipe" not in stderr
 
 
-def test_a_reader_that_stops_reading_does_not_stop_the_classifying(model: Path) -> None:
+def test_a_reader_that_stops_reading_does_not_stop_the_classifying(model: Path, tmp_path: Path) -> None:
     """The pipe fills, the lines are lost and counted, frames go on at full rate, and the end comes in time."""
-    child = start(model, "-s", "synthetic", "--fps", 500, "--jsonl", "-")
+    counted = tmp_path / "counted.csv"
+    child = start(model, "-s", "synthetic", "--fps", 500, "--jsonl", "-", "--csv", counted)
     assert child.stdout is not None
     assert child.stderr is not None
     child.stdout.readline()
-    time.sleep(3)
+    _wait_for(lambda: counted.exists() and counted.read_bytes().count(b"\n") > 1000, 60)  # the pipe takes under 200 lines
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
     assert child.wait(20) == 0

@@ -30,6 +30,30 @@ def test_every_device_profile_loads(name: str) -> None:
     assert device.cores >= device.threads
 
 
+@pytest.mark.parametrize("name", config.names("devices"))
+def test_a_profile_says_what_runs_there_and_where_figures_are_from(name: str) -> None:
+    """A system and its Pythons, all of which edgeclf runs in; published figures with a source, int8 not slower than float."""
+    device = load_device(name)
+    assert device.system
+    assert device.pythons
+    assert set(device.pythons) <= {"3.11", "3.12", "3.13"}
+    times = {(figure.model, figure.precision): figure.latency_ms for figure in device.published}
+    assert len(times) == len(device.published)
+    assert all(figure.conditions for figure in device.published)
+    assert all(times[model, "int8"] <= ms for (model, precision), ms in times.items() if precision == "float32")
+
+
+def test_a_figure_without_source_is_refused() -> None:
+    """As is a time that is none, and a Python that is none."""
+    figure = load_device("raspberry-pi-4").published[0]
+    with pytest.raises(ConfigError, match="https://"):
+        replace(figure, source="a friend")
+    with pytest.raises(ConfigError, match="above 0"):
+        replace(figure, latency_ms=float("nan"))
+    with pytest.raises(ConfigError, match=r"such as 3\.11"):
+        replace(load_device("host"), pythons=("three",))
+
+
 def test_only_the_pi_5_has_dot_product_instructions() -> None:
     """A fact of its Cortex-A76; the A53 and A72 lack them, so int8 gains less there."""
     assert {name for name in BOARDS if load_device(name).dot_product} == {"raspberry-pi-5"}

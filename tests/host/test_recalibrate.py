@@ -89,6 +89,23 @@ def test_calibrating_a_run_fits_each_file_by_itself(run: Run, cli_here: Cli) -> 
     assert len(file.thresholds) == 2
 
 
+def test_a_limit_for_what_is_unknown_is_fitted_for_the_run_and_each_file(run: Run, cli_here: Cli) -> None:
+    """The full model answers the other pictures too, and its card carries the limit into later exports."""
+    answer = cli_here("calibrate", run.folder, "--unknown-by", "energy", "--keep", "0.9", "--others", Path(run.data), "--json")
+    assert answer.code == 0, answer.text
+    full, *each = json.loads(answer.stdout)["fitted"]
+    assert {one["turned"]["others"] for one in (full, *each)} == {300}
+    assert {one["unreadable"] for one in (full, *each)} == {1}
+    card, file = open_run(run.folder).card, read_bundle(run.exported("float32")).card
+    assert card.unknown is not None
+    assert file is not None
+    assert file.unknown is not None
+    assert card.unknown.limits["energy"] == pytest.approx(file.unknown.limits["energy"], abs=0.01)
+    whole = json.loads(cli_here("evaluate", run.folder, "--json").stdout)
+    assert whole["unknown"]["by"] == "energy"
+    assert whole["with_thresholds"]["coverage"] < 1
+
+
 def test_exports_carry_the_temperature_and_thresholds_of_their_run(trained: Path) -> None:
     """And say that these were fitted on the full model."""
     card = open_run(trained).card

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeclf.core.errors import DataError, SourceError
-from edgeclf.runtime.camera import Picture, Reader, Source
 from edgeclf.runtime.capture import Broken, Capture, Change, Frame, Timing, wait_before
+from edgeclf.runtime.source import Picture, Reader, Source
+from edgeclf.runtime.v4l import plugged
 
-QUICK = Timing(stall_s=0.25, hung_s=0.6, frozen_s=0.6, first_wait_s=0.05, longest_wait_s=0.4, close_s=0.2)
+QUICK = Timing(stall_s=0.25, hung_s=0.6, frozen_s=0.6, frozen_stream_s=0.8, first_wait_s=0.05, longest_wait_s=0.4, close_s=0.2)
 
 Step = Picture | Exception | float | threading.Event
 """What a fake reader does next: give a picture, fail, take so many seconds first, or block until an event."""
@@ -68,8 +71,9 @@ class _Playing:
         self._script.closed += 1
 
 
-def camera(script: Script, device: Path | None = None) -> Source:
-    return Source("fake", script.open, live=True, reopen=True, device=device)
+def camera(script: Script, device: Path | None = None, answers: Callable[[], bool] | None = None) -> Source:
+    watched = partial(plugged, device) if device else None
+    return Source("fake", script.open, live=True, reopen=True, plugged=watched, answers=answers)
 
 
 def at_rate(fps: float, count: int = 10**9) -> Iterator[Step]:
@@ -184,15 +188,146 @@ def test_the_same_picture_over_and_over_is_counted_and_seen_as_a_stall() -> None
     capture.close()
 
 
-def test_a_camera_that_shows_the_same_picture_for_long_is_opened_again(tmp_path: Path) -> None:
-    """A frozen driver is helped by opening the device anew; a stream may well show a still picture, so not there."""
-    frozen = [[picture(0), *([0.02, picture(7)] * 100)], at_rate(100)]
-    script = Script(*frozen)
-    capture = Capture(camera(script, device=tmp_path), QUICK)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_source_that_shows_the_same_picture_for_long_is_opened_again(stream: bool) -> None:
+    """A frozen driver or server is helped by opening it anew."""
+    script = Script([picture(0), *([0.02, picture(7)] * 100)], at_rate(100))
+    capture = Capture(camera(script, answers=(lambda: True) if stream else None), QUICK)
     capture.start()
     drain(capture, lambda frame: script.opened == 2)
     assert states(capture) == ["live", "stalled", "reconnecting", "live"]
     capture.close()
+
+
+def test_a_still_scene_is_not_opened_again_and_again() -> None:
+    """Each time that it did not help, the limit doubles; it is `stalled` then, not live and lost in turn."""
+    still = [picture(0), *([0.01, picture(7)] * 1000)]
+    script, opened_s = Script(still, *[still[1:]] * 20), []
+
+    def timed() -> Reader:
+        opened_s.append(time.monotonic())
+        return script.open()
+
+    timing = Timing(stall_s=0.05, frozen_s=0.1, first_wait_s=0.01)
+    capture = Capture(Source("fake", timed, live=True, reopen=True), timing)
+    capture.start()
+    drain(capture, lambda frame: script.opened == 5, seconds=30)
+    capture.close()
+    told = states(capture)
+    apart = [later - earlier for earlier, later in itertools.pairwise(opened_s)]
+    assert all(gap >= 0.1 * factor for gap, factor in zip(apart, (1, 1, 2, 4), strict=True))
+    assert told[:5] == ["live", "stalled", "reconnecting", "stalled", "reconnecting"]
+    assert told.count("live") == 1
+
+
+def test_a_source_that_gives_nothing_but_broken_pictures_is_opened_again() -> None:
+    """They are counted, silence is noticed, and after a while it is opened anew."""
+    broken = DataError("fake: the JPEG is cut short")
+    script = Script([picture(0), *([0.01, broken] * 1000)], at_rate(100))
+    capture = Capture(camera(script), QUICK)
+    capture.start()
+    drain(capture, lambda frame: script.opened == 2)
+    news = [n for n in capture.news() if isinstance(n, Change)]
+    assert capture.counts().broken > 5
+    assert ("reconnecting", "gave nothing but broken pictures for 0.6 s") in [(n.state, n.detail) for n in news]
+    capture.close()
+
+
+def test_pictures_of_other_forms_are_converted_or_passed_over() -> None:
+    """Grey and four channels become three; what is no picture is counted as broken."""
+    shapes = [(8, 8, 3), (8, 8), (8, 8, 1), (8, 8, 4), (8, 8, 2), (0, 8, 3), (1, 64)]
+    steps = [Picture(np.full(shape, i * 30, np.uint8), str(i)) for i, shape in enumerate(shapes)]
+    capture = Capture(Source("fake", Script(steps).open, live=False))
+    capture.start()
+    frames = drain(capture)
+    assert [frame.name for frame in frames] == ["0", "1", "2", "3"]
+    assert {frame.image.shape for frame in frames} == {(8, 8, 3)}
+    assert capture.counts().broken == 3
+
+
+def test_a_change_of_size_is_told_once() -> None:
+    """Also when the source goes back and forth; pictures with names of their own, as in a folder, may be of any size."""
+    sizes = [(8, 8), (8, 8), (6, 4), (6, 4), (8, 8), (6, 4), (8, 8)]
+    steps = [Picture(np.full((*size, 3), i, np.uint8)) for i, size in enumerate(sizes)]
+    named = [Picture(np.full((*size, 3), i, np.uint8), str(i)) for i, size in enumerate(sizes)]
+    for pictures, told in ((steps, ["pictures are now 4x6, before 8x8"]), (named, [])):
+        capture = Capture(Source("fake", Script(pictures).open, live=False))
+        capture.start()
+        assert [frame.image.shape[:2] for frame in drain(capture)] == sizes
+        assert [news.detail for news in capture.news() if isinstance(news, Change) and news.detail] == told
+
+
+def test_a_camera_that_is_plugged_in_again_is_opened_though_the_old_read_hangs_on(tmp_path: Path) -> None:
+    """Not only when the limit on a read is over; it is told that the camera is gone."""
+    device, release = tmp_path / "video0", threading.Event()
+    device.touch()
+    capture = Capture(camera(Script([picture(0), release], at_rate(100)), device), Timing(stall_s=0.2, hung_s=60))
+    capture.start()
+    drain(capture, lambda frame: True)
+    device.unlink()
+    limit = time.monotonic() + 20
+    while capture.state != "reconnecting" and time.monotonic() < limit:
+        capture.next(0.05)
+    (tmp_path / "other").touch()
+    device.touch()
+    assert drain(capture, lambda frame: True)
+    told = [(news.state, news.detail) for news in capture.news() if isinstance(news, Change)]
+    assert told == [
+        ("live", ""), ("stalled", "no new picture for 0.2 s"), ("reconnecting", "the camera is gone"), ("live", "")
+    ]  # fmt: skip
+    assert capture.counts().reconnects == 1
+    release.set()
+    assert capture.close()
+
+
+def test_a_server_that_answers_again_ends_the_pause() -> None:
+    """Its port is tried while the long pauses of a long absence last."""
+    back = threading.Event()
+    gone = SourceError("gone")
+    capture = Capture(camera(Script([picture(0), gone], at_rate(100)), answers=back.is_set), Timing(first_wait_s=30))
+    capture.start()
+    drain(capture, seconds=0.3)
+    back.set()
+    began = time.monotonic()
+    assert drain(capture, lambda frame: True)
+    assert time.monotonic() - began < 5
+    capture.close()
+
+
+def test_a_server_that_answers_and_refuses_is_not_hurried() -> None:
+    """Its pauses grow, since nothing came back."""
+    gone = SourceError("gone")
+    script = Script([picture(0), gone], *[gone] * 100)
+    capture = Capture(camera(script, answers=lambda: True), Timing(first_wait_s=0.2))
+    capture.start()
+    drain(capture, seconds=1.5)
+    capture.close()
+    assert 2 <= script.opened <= 5
+
+
+def test_a_reader_that_can_is_told_to_come_back_at_the_end() -> None:
+    """So nothing is left behind, and closing takes no time."""
+    told = threading.Event()
+
+    class Reader:
+        note, interval_s = "", 0.0
+
+        def read(self) -> Picture | None:
+            told.wait(30)
+            raise SourceError("aborted")
+
+        def abort(self) -> None:
+            told.set()
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    capture = Capture(Source("fake", Reader, live=True, reopen=True))
+    capture.begin()
+    limit = time.monotonic() + 10
+    while capture._reader is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert capture.close()
 
 
 def test_a_lost_source_is_opened_again_with_pauses_and_told_once_a_state() -> None:
@@ -267,17 +402,48 @@ def test_a_camera_that_is_plugged_in_again_ends_the_pause(tmp_path: Path) -> Non
     capture.close()
 
 
-def test_a_thousand_lost_connections_leave_no_thread_behind() -> None:
-    """Threads and readers are as many after a thousand reopenings as before."""
-    before = threading.active_count()
-    script = Script(*[[picture(i), SourceError("gone")] for i in range(1000)], [picture(1)])
-    capture = Capture(camera(script), Timing(first_wait_s=0, longest_wait_s=0))
+class _Piped:
+    """A reader that holds two file descriptors and a quarter of a megabyte."""
+
+    note, interval_s = "", 0.0
+
+    def __init__(self, number: int) -> None:
+        self._number, self._pipe, self._ballast = number, os.pipe(), bytearray(b"x") * (1 << 18)
+
+    def read(self) -> Picture | None:
+        if self._number < 0:
+            raise SourceError("gone")
+        given, self._number = picture(self._number), -1
+        return given
+
+    def close(self) -> None:
+        for handle in self._pipe:
+            os.close(handle)
+
+
+def test_a_thousand_lost_connections_leave_nothing_behind() -> None:
+    """Threads, file descriptors and memory are what they were; no reader is left open."""
+    held = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    count = iter(range(10**6))
+    source = Source("fake", lambda: _Piped(next(count)), live=True, reopen=True)
+    capture = Capture(source, Timing(first_wait_s=0, longest_wait_s=0))
     capture.start()
-    drain(capture, seconds=20)
-    assert capture.counts().reconnects == 1000
-    assert script.closed == 1001
-    capture.close()
-    assert threading.active_count() == before
+    limit = time.monotonic() + 200
+    while capture.counts().reconnects < 100 and time.monotonic() < limit:
+        capture.next(0.01)
+    before = resident()
+    while capture.counts().reconnects < 1100 and time.monotonic() < limit:
+        capture.next(0.01)
+    grown = resident() - before
+    assert capture.close()
+    assert capture.counts().reconnects >= 1100
+    assert grown < 16 << 20
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == held
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_broken_picture_is_passed_over_and_named() -> None:

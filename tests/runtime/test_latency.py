@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeclf.core import config
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
@@ -106,10 +107,23 @@ def test_no_threads_are_refused(fixtures_folder: Path) -> None:
 @pytest.mark.parametrize(("bits", "slow"), [("0x0\n", False), ("50000", False), ("50005", True), ("2", True), ("words", False)])
 def test_a_throttled_board_is_noticed(bits: str, slow: bool, tmp_path: Path) -> None:
     """Bits 0 to 3 are now, 16 to 19 once since the start; only now counts."""
-    path = tmp_path / "get_throttled"
-    path.write_text(bits)
-    assert latency.throttled(path) is slow
-    assert latency.throttled(tmp_path / "absent") is False
+    assert latency.throttled(tmp_path) is False
+    place = tmp_path / "sys/devices/platform/soc/soc:firmware"
+    place.mkdir(parents=True)
+    (place / "get_throttled").write_text(bits)
+    assert latency.throttled(tmp_path) is slow
+    assert latency.this_machine(tmp_path).throttled is slow
+
+
+def test_the_machine_is_named_with_its_vector_units(tmp_path: Path) -> None:
+    """They decide what int8 gains; a record without them, as older files hold, is still read."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("model name\t: A PC\nflags\t\t: fpu avx2 avx512_vnni sse\n")
+    found = latency.this_machine(tmp_path)
+    assert (found.cpu, found.vector_units, found.cores >= 1) == ("A PC", ("AVX2", "AVX-512 VNNI"), True)
+    older = {key: value for key, value in asdict(found).items() if key != "vector_units"}
+    assert config.build(latency.Machine, older, "costs.json").vector_units == ()
+    assert config.build(latency.Machine, json.loads(json.dumps(asdict(found))), "costs.json") == found
 
 
 def test_the_frame_is_always_the_same() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ import pytest
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.runtime.decision import INVALID, Decision
 from edgeclf.runtime.events import Event, Seen, Skipped, SourceChanged, Stages, record
-from edgeclf.runtime.sinks import Background, JsonLines, Lines
+from edgeclf.runtime.jsonl import JsonLines
+from edgeclf.runtime.sinks import PICTURES, Background, Paused, end_all
+from edgeclf.runtime.terminal import Lines
 from edgeclf.runtime.window import ESCAPE, Window, labelled, need_display
 
 
@@ -35,6 +39,13 @@ class Recorder:
     def write(self, events: Sequence[Event]) -> None:
         time.sleep(self._pause_s)
         self.events += events
+
+
+def _wait_for(there: Callable[[], bool], seconds: float = 20) -> None:
+    limit = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.005)
 
 
 class Failing:
@@ -137,7 +148,8 @@ def test_a_full_disk_is_told_once_and_writing_goes_on_when_there_is_room_again()
             time.sleep(0.005)
     sink.close()
     assert sink.lost == 3
-    assert troubles == ["jsonl: cannot write: No space left on device; results are being lost"] * 2
+    told = "jsonl: cannot write: No space left on device; results are being lost"
+    assert troubles == [told, "jsonl: writing works again; 2 results were lost", told]
 
 
 def test_a_bug_in_a_writer_does_not_end_the_classifying() -> None:
@@ -151,7 +163,140 @@ def test_a_bug_in_a_writer_does_not_end_the_classifying() -> None:
     sink.emit(seen())
     assert sink.close()
     assert writer.calls == 2
-    assert len(troubles) == 1
+    assert ["works again" in trouble for trouble in troubles] == [False, True]
+
+
+class Photographer:
+    """A writer that wants the pictures of changes, and takes its time."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.got: list[tuple[Event, object]] = []
+        self._pause_s = pause_s
+
+    def wants(self, event: Event) -> bool:
+        return isinstance(event, Seen) and event.decision.changed
+
+    def write_picture(self, event: Event, image: object) -> None:
+        time.sleep(self._pause_s)
+        self.got.append((event, image))
+
+
+def test_a_writer_that_wants_pictures_gets_those_it_asked_for() -> None:
+    """One by one with their events; others hold no picture at all."""
+    photographer, recorder = Photographer(), Recorder()
+    image = np.zeros((4, 4, 3), np.uint8)
+    for writer in (photographer, recorder):
+        sink = Background(writer, "fake")
+        for i in range(3):
+            sink.emit(seen(changed=i == 1, frame=i), image)
+        assert sink.close()
+    assert [(event.frame, got is image) for event, got in photographer.got if isinstance(event, Seen)] == [(1, True)]
+    assert len(recorder.events) == 3
+
+
+def test_few_pictures_wait_for_a_slow_writer() -> None:
+    """A frame is a megabyte: the oldest that wait are lost, and the loop is not held up."""
+    photographer = Photographer(0.1)
+    sink = Background(photographer, "fake")
+    image = np.zeros((4, 4, 3), np.uint8)
+    references = sys.getrefcount(image)
+    for i in range(100):
+        sink.emit(seen(changed=True, frame=i), image)
+    assert sys.getrefcount(image) - references <= PICTURES + 3
+    sink.close()
+    assert len(photographer.got) + sink.lost == 100
+    assert sink.lost > 80
+
+
+def test_events_can_be_collected_between_writes() -> None:
+    """So that each is not a transaction of its own; closing waits for no collecting, and a filling queue neither."""
+
+    class Calls(Recorder):
+        calls = 0
+
+        def write(self, events: Sequence[Event]) -> None:
+            self.calls += 1
+            super().write(events)
+
+    recorder = Calls()
+    sink = Background(recorder, "fake", queue=64, apart_s=30)
+    for i in range(20):
+        sink.emit(seen(frame=i))
+    _wait_for(lambda: recorder.calls == 1)
+    for i in range(20, 60):
+        sink.emit(seen(frame=i))
+    _wait_for(lambda: recorder.calls == 2)
+    sink.emit(seen(frame=60))
+    assert sink.close()
+    assert [event.frame for event in recorder.events if isinstance(event, Seen)] == list(range(61))
+    assert recorder.calls <= 4
+
+
+def test_a_writer_is_closed_by_the_thread_that_wrote() -> None:
+    """After the last event, and also when closing fails."""
+
+    class Closable(Recorder):
+        closed_by = ""
+
+        def close(self) -> None:
+            self.closed_by += threading.current_thread().name
+            raise OSError("too late")
+
+    writer = Closable()
+    sink = Background(writer, "fake")
+    sink.emit(seen())
+    assert sink.close()
+    assert writer.closed_by == "edgeclf-sink-fake"
+    assert len(writer.events) == 1
+
+
+def test_blocked_sinks_are_given_up_together() -> None:
+    """Several that block cost the end of a run no more than one, and closing again costs nothing."""
+    release = threading.Event()
+
+    class Blocked:
+        def write(self, events: Sequence[Event]) -> None:
+            release.wait(30)
+
+    sinks = [Background(Blocked(), "fake") for _ in range(5)]
+    for sink in sinks:
+        sink.emit(seen())
+    began = time.monotonic()
+    end_all(sinks)
+    assert not any([sink.close() for sink in sinks] + [sink.close() for sink in sinks])
+    assert time.monotonic() - began < 2
+    release.set()
+
+
+def test_a_broken_pipe_that_is_not_standard_output_is_a_trouble_like_others() -> None:
+    """The reader of a named pipe, or the other end of a socket, may come back."""
+    troubles: list[str] = []
+    writer = Failing(BrokenPipeError(32, "Broken pipe"), None)
+    sink = Background(writer, "fake", on_trouble=troubles.append)
+    for calls in (1, 2):
+        sink.emit(seen())
+        _wait_for(lambda calls=calls: writer.calls == calls)
+    assert sink.close()
+    assert troubles == [
+        "fake: cannot write: Broken pipe; results are being lost",
+        "fake: writing works again; 1 results were lost",
+    ]
+
+
+def test_a_writer_that_pauses_is_told_of_once_and_counts_only_what_it_loses() -> None:
+    """Frames that it would not have written anyway are no loss."""
+    troubles: list[str] = []
+    writer = Failing(OSError(28, "full"), Paused("full"), Paused("full"), None)
+    sink = Background(writer, "clips", on_trouble=troubles.append)
+    for calls in range(1, 5):
+        sink.emit(seen())
+        _wait_for(lambda calls=calls: writer.calls == calls)
+    assert sink.close()
+    assert sink.lost == 1
+    assert [trouble.split(": ")[-1] for trouble in troubles] == [
+        "full; results are being lost",
+        "writing works again; 1 results were lost",
+    ]
 
 
 def test_a_label_record_has_all_that_a_program_needs() -> None:
@@ -193,8 +338,8 @@ def test_json_lines_are_appended_to_what_the_file_holds(tmp_path: Path) -> None:
     assert [line["label"] for line in lines] == ["Käfer", "Käfer", "猫", "猫"]
 
 
-def test_a_line_cut_short_by_a_full_disk_stays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next line begins on its own line, so that only one is unreadable."""
+def test_a_line_cut_short_by_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of it was written is removed again, so that every line can be read."""
     sink = JsonLines(tmp_path / "seen.jsonl")
     write, full = os.write, [False]
 
@@ -209,8 +354,16 @@ def test_a_line_cut_short_by_a_full_disk_stays_alone(tmp_path: Path, monkeypatch
         sink.write([seen()])
     monkeypatch.undo()
     sink.write([seen("dog")])
-    torn, whole = (tmp_path / "seen.jsonl").read_text().splitlines()
-    assert len(torn) == 10
+    assert [json.loads(line)["label"] for line in (tmp_path / "seen.jsonl").read_text().splitlines()] == ["dog"]
+
+
+def test_a_line_cut_short_by_a_kill_stays_alone(tmp_path: Path) -> None:
+    """The next run begins on a line of its own."""
+    path = tmp_path / "seen.jsonl"
+    path.write_text('{"event": "lab')
+    JsonLines(path).write([seen("dog")])
+    torn, whole = path.read_text().splitlines()
+    assert torn == '{"event": "lab'
     assert json.loads(whole)["label"] == "dog"
 
 
@@ -234,7 +387,7 @@ def test_without_a_terminal_there_is_a_line_for_a_change_and_not_for_every_frame
 def test_without_a_terminal_a_steady_answer_is_repeated_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a log shows that the program lives."""
     now = [100.0]
-    monkeypatch.setattr("edgeclf.runtime.sinks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgeclf.runtime.terminal.time.monotonic", lambda: now[0])
     out = io.StringIO()
     lines = Lines(out)
     for _ in range(35):
@@ -261,6 +414,35 @@ def test_labels_cannot_write_control_characters_to_a_terminal() -> None:
     Lines(out).write([seen("\x1b[2Jcat\r\n", True)])
     assert "\x1b" not in out.getvalue()
     assert out.getvalue().count("\n") == 1
+
+
+def named(source: str, label: str, changed: bool = False) -> Seen:
+    return replace(seen(label, changed), source=source)
+
+
+def test_with_several_sources_each_line_names_its_own() -> None:
+    """And each is repeated each second for itself; one source alone needs no name."""
+    out = io.StringIO()
+    lines = Lines(out, several=True)
+    lines.write([named("door", "cat", True), named("gate", "dog", True), named("door", "cat"), named("gate", "dog")])
+    lines.write([Skipped(0, "gate", "frame 3: is broken")])
+    first, second, third = out.getvalue().splitlines()
+    assert ("door: cat" in first, "gate: dog" in second, "gate: skipped: frame 3" in third) == (True, True, True)
+    alone = io.StringIO()
+    Lines(alone).write([named("door", "cat", True)])
+    assert "door" not in alone.getvalue()
+
+
+def test_on_a_terminal_one_line_tells_of_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its share of the width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = io.StringIO()
+    lines = Lines(out, terminal=True, several=True)
+    lines.write([SourceChanged(0, "door", "live", ""), SourceChanged(0, "gate", "stalled", "no new picture for 2 s")])
+    lines.end()
+    last = out.getvalue().split("\x1b[K")[-1].rstrip("\n")
+    assert last.startswith("door: live | gate: stalled: no new picture")
+    assert len(last) < 80
 
 
 class FakeGui:
