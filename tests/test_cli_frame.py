@@ -18,12 +18,12 @@ from edgeclf.core import errors
 
 VERBS = (
     "quickstart", "train", "tune", "crossval", "import", "compress", "export", "optimize", "debug-quant", "report", "probe",
-    "compare", "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "doctor", "inspect", "models",
+    "compare", "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "doctor", "deploy", "wheelhouse", "service", "inspect", "models",
     "devices",
 )  # fmt: skip
 EXIT_CODES = {
     "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,
-    "QualityError": 7, "StorageError": 8,
+    "QualityError": 7, "StorageError": 8, "BoardError": 9,
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_the_exit_codes_are_those_of_the_documented_table() -> None:
     assert tree == EXIT_CODES
     drawn = dict(re.findall(r"(\w+)\s+(\d)  \S", errors.__doc__ or ""))
     assert drawn == {name: str(code) for name, code in EXIT_CODES.items()}
-    assert (errors.EXIT_UNFORESEEN, errors.EXIT_INTERRUPTED) == (70, 130)
+    assert (errors.EXIT_UNFORESEEN, errors.EXIT_RESTART, errors.EXIT_INTERRUPTED) == (70, 75, 130)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

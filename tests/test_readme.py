@@ -41,7 +41,8 @@ def blocks(mark: str) -> list[str]:
 def commands_of(document: str) -> list[list[str]]:
     """Every command of the shell blocks, as words."""
     texts = [found["text"] for found in BLOCK.finditer(text_of(document)) if found["language"] == "sh"]
-    return [shlex.split(line, comments=True) for text in texts for line in text.splitlines() if line.strip()]
+    lines = [shlex.split(line, comments=True) for text in texts for line in text.splitlines()]
+    return [words for words in lines if words]
 
 
 def inline_commands(document: str) -> list[list[str]]:

@@ -42,7 +42,7 @@ def print_json(value: Any) -> None:
 def say(message: str) -> None:
     """A line for the person, on standard error, so that standard output stays for answers; lost when that refuses."""
     with contextlib.suppress(OSError):
-        print(message, file=sys.stderr)
+        sys.stderr.write(f"{message}\n")  # in one piece, for others write from threads of their own
 
 
 def console() -> Console:
