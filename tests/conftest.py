@@ -18,11 +18,27 @@ from hypothesis import HealthCheck, settings
 
 CHILD_SECONDS = 300
 
+# Tests in these files watch the clock or a real program's: nothing runs beside them (make test).
+ALONE = frozenset(
+    f"test_{name}"
+    for name in (
+        "camera", "capture", "captures", "cli_run", "cli_run_files", "cli_sinks", "cli_web", "command", "comparing", "gate",
+        "gpio", "keeping", "latency", "live", "metrics", "monitor", "mqtt", "sinks", "source_cameras", "source_pipes",
+        "source_rtsp", "source_secrets", "source_v4l2", "state", "table", "threads", "watchdog", "web", "web_browser", "webhook",
+    )
+)  # fmt: skip
+
 # The same few examples at every run: a suite that fails only now and then is not believed.
 settings.register_profile(
     "stable", derandomize=True, max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker("alone")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from edgeclf.core.errors import StorageError
 MB = 1 << 20
 NAME_BYTES = 60
 ABANDONED_S = 3600.0
-_KEPT = re.compile(r"\d{8}T\d{6}\.\d{3}Z_.+\.(?:jpg|json|avi)")
+_KEPT = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+\.(?:jpg|json|avi)")
 _PART = re.compile(r"\.edgeclf-(\d+)-\d+\.part\.\w+")
 
 
@@ -170,7 +170,7 @@ def mount_point(path: Path) -> Path:
 def stem(time_s: float, source: str, label: str) -> str:
     """The name, without suffix, of what belongs to that moment: UTC, source and label, fit for any file system."""
     moment = datetime.fromtimestamp(time_s, UTC)
-    return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z_{plain_name(source)}_{plain_name(label)}"
+    return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond:06d}Z_{plain_name(source)}_{plain_name(label)}"
 
 
 def plain_name(text: str) -> str:

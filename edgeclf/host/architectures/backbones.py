@@ -62,6 +62,9 @@ WANTED: dict[str, Wanted] = {
 }
 
 
+MOMENTUM = 0.9
+
+
 def mobilenet_v1(
     shape: tuple[int, int, int], classes: int, alpha: float = 1.0, dropout: float = 0.2, symmetric: bool = False
 ) -> Any:
@@ -143,7 +146,13 @@ def _classifier(
         features = walk(make(input_shape=shape, include_top=False, weights=None, **options), x, swap)
     else:
         features = make(input_shape=shape, include_top=False, weights=None, input_tensor=x, **options).output
-    return keras().Model(inputs, head(features, classes, dropout), name=name)
+    model = keras().Model(inputs, head(features, classes, dropout), name=name)
+    for layer in model.layers:
+        # MobileNetV3's own 0.999 wants some ten thousand steps before its averages forget what they began with: a short
+        # training from nothing then answers all pictures alike. With trained weights they are frozen, and this is nothing.
+        if isinstance(layer, keras().layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, MOMENTUM)
+    return model
 
 
 def centred(inputs: Any, zero: Channels) -> Any:
