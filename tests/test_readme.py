@@ -111,7 +111,7 @@ def test_the_exit_code_table_is_that_of_the_code() -> None:
     table = {int(code): (name, means) for code, name, means in rows}
     drawn = re.findall(r"(\w+)\s+(\d)  (\S.*)", errors.__doc__ or "")
     assert {code: row for code, row in table.items() if 0 < code < 70} == {int(c): (n, m) for n, c, m in drawn}
-    assert {0, errors.EXIT_UNFORESEEN, errors.EXIT_INTERRUPTED} == {c for c in table if not 0 < c < 70}
+    assert {0, errors.EXIT_UNFORESEEN, errors.EXIT_RESTART, errors.EXIT_INTERRUPTED} == {c for c in table if not 0 < c < 70}
 
 
 def test_the_two_commands_come_first() -> None:

@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import random
 import signal
 import sqlite3
@@ -37,6 +36,7 @@ from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Seen, Stages
 from edgeclf.runtime.file_sinks import file_sinks
 from edgeclf.runtime.keeping import Folder
+from edgeclf.runtime.latency import this_machine
 from edgeclf.runtime.live import Stop
 
 LABELS = ("Käfer", "猫", "say \"no\", please")  # fmt: skip
@@ -64,7 +64,7 @@ def main() -> None:
         totals = amounts(folder)
     torn = {key: found[key] for key in ("lines", "rows", "databases", "records", "pictures", "clips", "pictures_alone")}
     result: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": vars(this_machine()),
         "kills": given.kills,
         "seconds": round(time.monotonic() - began, 1),
         "torn": torn,

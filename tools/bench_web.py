@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import selectors
 import signal
 import socket
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core.files import write_json
+from edgeclf.runtime.latency import this_machine
 
 SETTLE_S = 0.5
 START_S = 60
@@ -47,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     result: dict[str, Any] = {
         "file": given.file.name,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": vars(this_machine()),
         "load_before": round(os.getloadavg()[0], 2),
         "clients": given.clients,
         "threads": given.threads,

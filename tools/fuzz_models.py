@@ -3,8 +3,9 @@
     python tools/fuzz_models.py [FILE...] [--count 1000] [--seed 0] [--out tools/results/fuzz.json]
 
 Each is a deployable file cut short, with bits flipped, bytes overwritten, pieces swapped or doubled, half of them without
-model card and metadata, as a foreign file is, for the card's checksum would find any change. What opens classifies one frame. The files default to
-the shipped models. Exits with 1 when anything but a label or an error of edgeclf's own came of one; the file is then kept.
+model card and metadata, as a foreign file is, for the card's checksum would find any change. What opens classifies one
+frame. The files default to the shipped models. Exits with 1 when anything but a label or an error of edgeclf's own came of
+one; the file is then kept.
 """
 
 from __future__ import annotations

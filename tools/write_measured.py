@@ -18,9 +18,11 @@ RESULTS = REPOSITORY / "tools" / "results"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 HEAD = "measured", "found", "results, tool"
 TOOLS = {
-    "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py", "training": "bench_training.py",
-    "ingest": "bench_ingest.py", "calibration": "bench_calibration.py", "instructions": "count_instructions.py",
-    "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py", "sparse": "bench_sparse.py",
+    "startup": "bench_startup.py", "frame": "bench_frame.py", "evaluate": "bench_evaluate.py",
+    "training": "bench_training.py", "ingest": "bench_ingest.py", "calibration": "bench_calibration.py",
+    "instructions": "count_instructions.py", "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py",
+    "sparse": "bench_sparse.py", "live": "bench_live.py", "mediapipe": "bench_mediapipe.py", "web": "bench_web.py",
+    "kill": "bench_kill.py", "fuzz": "fuzz_models.py",
 }  # fmt: skip
 
 
@@ -67,6 +69,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("calibration", _calibrated(found["calibration"]["export"]), _memory(found["calibration"]["export"])),
         ("calibration", "the same with every picture", _memory(found["calibration"]["every"])),
         *(("sparse", *_sparse(name, one["files"])) for name, one in found["sparse"]["networks"].items()),
+        *_live(found),
         *(("instructions", f"instructions of `{file}`, emulated Pi 4 and Pi 5", counts) for file, counts in _counts(found)),
     ]
 
@@ -103,6 +106,53 @@ def _sparse(name: str, files: dict[str, Any]) -> tuple[str, str]:
     sizes = ", ".join(f"{row['file_bytes'] / 1000:.0f}" for row in rows)
     what = f"`{name}`, 80% of each large kernel zero: float32, float32-sparse and int8"
     return what, f"files of {sizes} kB; instructions on the emulated Pi 4 {pi4}; on the Pi 5 {pi5}"
+
+
+def _live(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the live loop costs and withstands."""
+    live, rival, web, kill, fuzz = (found[name] for name in ("live", "mediapipe", "web", "kill", "fuzz"))
+    loop, age, soak = live["loop"], live["age"], live["soak"]
+    watched = web["at"]["30 fps asked"]
+    ours, theirs, ratio = rival["edgeclf"], rival["mediapipe"], rival["ratio"]
+    return [
+        (
+            "live",
+            f"`run` at 640×480 with JSON lines, `{live['file']}`, {live['threads']} thread: what is not the network",
+            f"{loop['besides_invoke_share']:.1%} of an invoke of {loop['invoke_p50_ms']} ms",
+        ),
+        (
+            "live",
+            f"age of a frame at its label, camera at {age['interval_ms']} ms, network at {age['invoke_p50_ms']} ms",
+            f"p50 {age['age_p50_ms']} ms, p99 {age['age_p99_ms']} ms",
+        ),
+        (
+            "live",
+            f"memory over {soak['frames']:,} frames of 640×480",
+            f"{soak['mb_per_million_frames']} MB a million frames, {soak['resident_mb']} MB at the end",
+        ),
+        (
+            "mediapipe",
+            f"`{rival['file']}` at {rival['fps']:g} fps, against MediaPipe's ImageClassifier in live mode",
+            f"p50 {ours['p50_ms']} against {theirs['p50_ms']} ms ({ratio['p50_ms']} times), p99 {ratio['p99_ms']} times, "
+            f"peak memory {ours['peak_mb']:.0f} against {theirs['peak_mb']:.0f} MB",
+        ),
+        (
+            "web",
+            f"rate of `run` at 30 fps with {web['clients']} watching its page, against none",
+            f"{watched['ratio']} times (middle half of {watched['rounds']} rounds {watched['ratio_middle_half'][0]} to "
+            f"{watched['ratio_middle_half'][1]})",
+        ),
+        (
+            "kill",
+            f"{kill['kills']} times `kill -9` while all files are written",
+            f"{sum(kill['torn'].values())} torn files, {kill['last_lines_cut_short']} last line cut short",
+        ),
+        (
+            "fuzz",
+            f"{fuzz['opened']:,} altered model files opened",
+            f"{len(fuzz['unforeseen'])} crashes or unclear errors, {fuzz['descriptors_left']} descriptors left",
+        ),
+    ]
 
 
 def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:

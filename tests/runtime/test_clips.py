@@ -60,7 +60,7 @@ def test_a_clip_shows_the_time_before_and_after_the_change(tmp_path: Path) -> No
     camera.play(5)
     camera.play(3, change=True)
     (path,) = tmp_path.iterdir()
-    assert path.name == "19700101T000145.000Z_cam_cat.avi"
+    assert path.name == "19700101T000145.000000Z_cam_cat.avi"
     shown = brightnesses(path)
     changed = 2 * 51
     assert shown[0] == pytest.approx(changed - 20, abs=3)

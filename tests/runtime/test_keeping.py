@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 def test_a_snapshot_is_a_picture_and_its_record_under_one_name(tmp_path: Path) -> None:
     """Named by time in UTC, source and label; nothing else is left in the folder."""
     Snapshots(Folder(tmp_path / "a" / "b")).write_picture(seen("red square"), PICTURE)
-    name = "20231114T221320.250Z_cam_red-square"
+    name = "20231114T221320.250000Z_cam_red-square"
     assert names(tmp_path / "a" / "b") == [f"{name}.jpg", f"{name}.json"]
     picture = cv2.imread(str(tmp_path / "a" / "b" / f"{name}.jpg"))
     assert picture.shape == PICTURE.shape
@@ -117,7 +117,7 @@ def test_below_the_floor_of_free_space_nothing_is_written(tmp_path: Path) -> Non
     """The message says how much is free and which setting holds."""
     folder = Folder(tmp_path, min_free_mb=1 << 40)
     with pytest.raises(OSError, match=r"MB of the disk are free, and .* are to stay so \(min_free_mb\)"):
-        folder.keep({"20231114T221320.250Z_a_b.jpg": b"x"})
+        folder.keep({"20231114T221320.250000Z_a_b.jpg": b"x"})
     assert names(tmp_path) == []
 
 
@@ -168,10 +168,10 @@ def test_a_disk_mounted_over_the_folder_is_not_written_to(small_disk: Callable[.
     folder = Folder(tmp_path / "disk")
     place = small_disk()
     with pytest.raises(OSError, match="on another disk"):
-        folder.keep({"20231114T221320.250Z_a_b.jpg": b"x"})
+        folder.keep({"20231114T221320.250000Z_a_b.jpg": b"x"})
     assert names(place) == []
     subprocess.run(["umount", place], check=True)
-    folder.keep({"20231114T221320.250Z_a_b.jpg": b"x"})
+    folder.keep({"20231114T221320.250000Z_a_b.jpg": b"x"})
     assert len(names(place)) == 1
 
 
@@ -200,11 +200,11 @@ def test_a_disk_that_becomes_read_only_pauses_the_snapshots(small_disk: Callable
     folder = Folder(place)
     _remount(place, "ro")
     with pytest.raises(OSError, match="Read-only"):
-        folder.keep({"20231114T221320.250Z_a_b.jpg": b"x"})
+        folder.keep({"20231114T221320.250000Z_a_b.jpg": b"x"})
     with pytest.raises(StorageError, match="Read-only"):
         Folder(place)
     _remount(place, "rw")
-    folder.keep({"20231114T221320.250Z_a_b.jpg": b"x"})
+    folder.keep({"20231114T221320.250000Z_a_b.jpg": b"x"})
     assert len(names(place)) == 1
 
 
