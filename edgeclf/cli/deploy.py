@@ -175,9 +175,10 @@ def service(
     from edgeclf.core.files import write_text
     from edgeclf.host import deploy_unit
     from edgeclf.host import wheelhouse as house
+    from edgeclf.runtime import shipped
 
     settings, profile = _settings(config), house.profile_of(device)
-    program, model = Path(sys.executable).parent / "edgeclf", file.absolute()
+    program, model = Path(sys.executable).parent / "edgeclf", shipped.resolve(file).absolute()
     seen = tuple(dict.fromkeys(str(p.parent) for p in (program.parent, model, *([config.absolute()] if config else []))))
     unit = deploy_unit.Service(
         name, str(program), str(model), str(config.absolute()) if config else None, seen, deploy_unit.groups_here(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import zipfile
@@ -278,3 +279,6 @@ def test_service_prints_the_unit_of_this_environment(cli_here: Cli, fixtures_fol
     written = cli_here("service", file, "--out", tmp_path / "u.service")
     assert (written.stdout, "sudo systemctl enable --now edgeclf-live.service" in written.stderr) == ("", True)
     assert (tmp_path / "u.service").read_text() == printed.stdout
+    shipped = cli_here("service", "compact-digits", "--print")
+    assert re.search(r"run /\S+/compact-digits\.tflite ", shipped.stdout)
+    assert cli_here("service", "compact-digit", "--print").code == 4
