@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from live_fakes import Seer, brightness
 
 from edgeclf.core.errors import SourceError
 from edgeclf.runtime.camera import Picture, Reader, Source
 from edgeclf.runtime.capture import Timing
 from edgeclf.runtime.events import Seen, SourceChanged
 from edgeclf.runtime.live import Live
-from edgeclf.runtime.scoring import Scored
 
 LABELS = ("dark", "bright")
 
@@ -33,24 +33,6 @@ class Few:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class Seer:
-    """A sink that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.events = []
-
-    def emit(self, event, image) -> None:
-        self.events.append(event)
-
-    def close(self) -> bool:
-        return True
-
-
-def brightness(frame) -> Scored:
-    bright = frame.mean() / 255
-    return Scored(np.array([1 - bright, bright], np.float32))
 
 
 def source(name: str, reader: Reader) -> Source:

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from live_fakes import Seer
 
 from edgeclf.core import files
 from edgeclf.core.bundle import attach, read_bundle
@@ -26,31 +27,13 @@ from edgeclf.runtime.camera import Picture, Source
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.comparing import PAUSE_S, Keeper, check_labels, comparing, name_of, rules_beside
 from edgeclf.runtime.decision import Decision, Rules
-from edgeclf.runtime.events import Event, Other, Seen, Stages, describe, record
+from edgeclf.runtime.events import Other, Seen, Stages, describe, record
 from edgeclf.runtime.gate import gate_of
 from edgeclf.runtime.live import Comparison, Live
 from edgeclf.runtime.scoring import Scored, Scorer
 
 LABELS = ("dark", "bright")
 SECTION = CompareSection(file="full.tflite", folder="kept", min_free_mb=0, per_minute=60)
-
-
-class Seer:
-    """A sink that keeps what it was told."""
-
-    name = "seer"
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, image: Pixels | None) -> None:
-        self.events.append(event)
-
-    def close(self) -> bool:
-        return True
-
-    def seen(self) -> list[Seen]:
-        return [event for event in self.events if isinstance(event, Seen)]
 
 
 class Playing:

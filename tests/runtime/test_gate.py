@@ -9,6 +9,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+from live_fakes import Seer
 
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.image import ImageSpec, Pixels, prepare
@@ -16,7 +17,7 @@ from edgeclf.core.live_settings import GateSection
 from edgeclf.runtime.camera import Picture, Source
 from edgeclf.runtime.capture import Frame
 from edgeclf.runtime.decision import Rules
-from edgeclf.runtime.events import Event, Seen, Skipped
+from edgeclf.runtime.events import Seen, Skipped
 from edgeclf.runtime.gate import COMPLAIN_S, FrameGate, Motion, cells, changed_share, gate_of
 from edgeclf.runtime.live import Limits, Live
 from edgeclf.runtime.scoring import Scored
@@ -69,21 +70,6 @@ class Playing:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class Seer:
-    """A sink that keeps what it was told."""
-
-    name = "seer"
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, image: Pixels | None) -> None:
-        self.events.append(event)
-
-    def close(self) -> bool:
-        return True
 
 
 def grey(value: int, height: int = 48, width: int = 64) -> Pixels:

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from live_fakes import Seer, brightness
 
 from edgeclf.core.errors import DataError, ModelError, SourceError
 from edgeclf.core.image import Pixels
 from edgeclf.runtime.camera import Picture, Source
 from edgeclf.runtime.capture import Timing
 from edgeclf.runtime.decision import Rules
-from edgeclf.runtime.events import Event, Seen, Skipped, SourceChanged
+from edgeclf.runtime.events import Seen, Skipped, SourceChanged
 from edgeclf.runtime.live import KEPT_TIMES, Limits, Live, Stop, Times, stopping_on_signals
 from edgeclf.runtime.scoring import Scored
 
@@ -42,30 +43,6 @@ class Pictures:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class Seer:
-    """A sink that keeps what it was told."""
-
-    name = "seer"
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, image: Pixels | None) -> None:
-        self.events.append(event)
-
-    def close(self) -> bool:
-        return True
-
-    def kinds(self) -> list[str]:
-        return [type(event).__name__ for event in self.events]
-
-
-def brightness(frame: Pixels) -> Scored:
-    """The fake classifier: three lines instead of a model."""
-    bright = frame.mean() / 255
-    return Scored(np.array([1 - bright, bright], np.float32))
 
 
 def stored(values: list[int | Exception]) -> Source:
