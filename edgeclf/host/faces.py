@@ -85,6 +85,7 @@ def take_in(tree: Any, model: bytes) -> None:
 
 
 def packed(tree: Any, schema: Any) -> bytes:
+    """The model as a flatbuffer; same model, same bytes."""
     import flatbuffers
 
     class Aligned(schema.BufferT):  # type: ignore[misc]
@@ -97,9 +98,23 @@ def packed(tree: Any, schema: Any) -> bytes:
             schema.BufferAddData(builder, data)
             return schema.BufferEnd(builder)
 
+    shared: dict[bytes, Any] = {}
+
+    class Sharing(flatbuffers.Builder):  # type: ignore[misc]
+        """Equal zero points once: those of every channel are a seventh of a small MobileNet, and nearly all are zero."""
+
+        def CreateNumpyVector(self, x: Any) -> Any:
+            create = super().CreateNumpyVector
+            if x.dtype != np.int64:
+                return create(x)
+            key = x.tobytes()
+            if key not in shared:
+                shared[key] = create(x)
+            return shared[key]
+
     for buffer in tree.buffers:
         if buffer.data is not None and len(buffer.data):
             buffer.__class__ = Aligned
-    builder = flatbuffers.Builder(1 << 20)
+    builder = Sharing(1 << 20)
     builder.Finish(tree.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())

@@ -1,5 +1,6 @@
 """Conversion and quantisation: schemes, exact pixel input, faces, ranges, and bytes that microcontrollers can read."""
 
+import flatbuffers
 import numpy as np
 import pytest
 
@@ -74,6 +75,24 @@ def test_quantised_input_is_the_pixel_itself(float32, io, zero_point):
     ranges = activations.record_ranges(float32, [np.full((50, SIZE, SIZE, 3), 128, np.uint8)])
     given = read_model(quantize.quantize(float32, "int8", ranges, io), io).input
     assert (given.type, given.scales, given.zero_points) == (io, (1 / 128,), (zero_point,))
+
+
+def test_equal_zero_points_are_written_once_and_read_as_often_as_before(float32, ranges):
+    """Those of every channel of every layer are the same zeros; a plain writer repeats them."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    def zero_points(tree):
+        found = [tensor.quantization.zeroPoint for tensor in tree.subgraphs[0].tensors if tensor.quantization]
+        return [[] if points is None else list(points) for points in found]
+
+    model = quantize.quantize(float32, "int8", ranges)
+    tree = schema.ModelT.InitFromPackedBuf(model)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(tree.Pack(builder), b"TFL3")
+    plain = bytes(builder.Output())
+    assert zero_points(tree) == zero_points(schema.ModelT.InitFromPackedBuf(plain))
+    longest = max(map(len, zero_points(tree)))
+    assert len(model) < len(plain) - 8 * longest
 
 
 def test_faces_of_one_body_answer_with_the_same_bits(float32, ranges):
