@@ -32,6 +32,7 @@ from edgeclf.runtime.latency import this_machine
 from edgeclf.runtime.live import Limits, Live
 from edgeclf.runtime.scoring import Scored, scorer
 from edgeclf.runtime.sinks import Background
+from edgeclf.runtime.vitals import resident_bytes
 
 SIZE = (480, 640, 3)
 DISTINCT = 16
@@ -153,9 +154,8 @@ def soak(classifier: Classifier, frames: int) -> dict[str, float]:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process, from /proc (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    """Resident memory of this process in MB, 0 where the system does not say."""
+    return round((resident_bytes() or 0) / 1e6, 1)
 
 
 if __name__ == "__main__":

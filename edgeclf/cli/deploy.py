@@ -109,7 +109,7 @@ def deploy(
 
     Example: edgeclf deploy pi@shed.local runs/photos/photos-int8.tflite --service --config shed.toml
     """
-    from edgeclf.core.files import write_json
+    from edgeclf.core.files import sha256, write_json
     from edgeclf.host import deploy as putting
     from edgeclf.host import deploy_unit
     from edgeclf.host import wheelhouse as house
@@ -146,7 +146,7 @@ def deploy(
     if dry_run:
         say("nothing was changed")
         return
-    write_json(figures, {"file": str(file), "sha256": house.sha256(path), **done.to_json()})
+    write_json(figures, {"file": str(file), "sha256": sha256(path), **done.to_json()})
     if done.bench:
         write_json(_report_beside(figures), done.bench)
     if as_json:

@@ -91,7 +91,7 @@ def changed(value: T, **changes: Any) -> T:
     Raises ConfigError.
     """
     wanted = {key: new for key, new in changes.items() if new is not None}
-    table = _without_none(to_table(value))
+    table = without_none(to_table(value))
     for key, new in wanted.items():
         *path, name = key.split("__")
         section = table
@@ -103,7 +103,7 @@ def changed(value: T, **changes: Any) -> T:
 
 def changed_by_text(value: T, assignments: Sequence[str]) -> T:
     """A copy with each `section.key=value` applied, values written as in TOML; text needs no quotes. Raises ConfigError."""
-    table = _without_none(to_table(value))
+    table = without_none(to_table(value))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         *path, name = key.strip().split(".")
@@ -118,9 +118,11 @@ def changed_by_text(value: T, assignments: Sequence[str]) -> T:
     return build(type(value), table, "--set") if assignments else value
 
 
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: None is what nobody said."""
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
+def without_none(value: Any) -> Any:
+    """The table without its keys of None, at any depth: TOML has no null, and None is what nobody said."""
+    if isinstance(value, dict):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _sections(table: dict[str, Any]) -> str:

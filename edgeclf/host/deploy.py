@@ -16,6 +16,7 @@ from typing import Any
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.devices import DeviceProfile
 from edgeclf.core.errors import BoardError, ConfigError, EdgeclfError, ModelError, QualityError, StorageError
+from edgeclf.core.files import sha256
 from edgeclf.core.live_settings import LiveSettings
 from edgeclf.core.progress import Bar
 from edgeclf.core.text import printable
@@ -217,7 +218,7 @@ class Deploy:
         self._change(f"install into environment {plan.env}", scripts.INSTALL, *arguments, seconds=INSTALL_SECONDS)
 
     def _copy(self, wanted: dict[Path, str], there: frozenset[str]) -> None:
-        missing = {path: target for path, target in wanted.items() if f"{wheelhouse.sha256(path)}  {target}" not in there}
+        missing = {path: target for path, target in wanted.items() if f"{sha256(path)}  {target}" not in there}
         total = sum(path.stat().st_size for path in missing)
         with self.bar("copying wheels") as report:
             for number, (path, target) in enumerate(missing.items()):
@@ -233,7 +234,7 @@ class Deploy:
         if self.wanted.dry_run:
             self._tell(f"would run: ssh … {shlex.join(['sh', '-c', 'PUT', 'sh', target])} <{path}", 0.0)
             return
-        done = self.remote.run(scripts.PUT, target, wheelhouse.sha256(path), mode, stdin=path, seconds=COPY_SECONDS)
+        done = self.remote.run(scripts.PUT, target, sha256(path), mode, stdin=path, seconds=COPY_SECONDS)
         self._must(f"copy {path.name}", done)
 
     def _release(self, plan: Plan, state: State) -> str:
@@ -370,9 +371,9 @@ def plan_of(wanted: Wanted, facts: Facts, own: Path) -> Plan:
     """Names from contents: another wheel, Python or extra is another environment; another file or setting another release."""
     packages = sorted(wanted.wheels.wheels.values()) if wanted.wheels else ["index"]
     system = deploy_unit.uses_picamera(wanted.settings)
-    env = _short(wheelhouse.sha256(own), facts.python, wanted.python, str(facts.old), str(system), *wanted.extras, *packages)
+    env = _short(sha256(own), facts.python, wanted.python, str(facts.old), str(system), *wanted.extras, *packages)
     settings = wanted.config_file.read_bytes().decode("utf-8") if wanted.config_file else ""
-    key = _short(env, wheelhouse.sha256(wanted.file), settings)
+    key = _short(env, sha256(wanted.file), settings)
     release = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{key[:8]}"
     return Plan(f"{facts.home}/{FOLDER}/{wanted.name}", env, key, release, fit_for_a_name(wanted.file.name))
 

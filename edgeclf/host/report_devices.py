@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeclf.core.errors import DataError
+from edgeclf.core.files import sha256
 from edgeclf.core.results import Latency
 from edgeclf.host.report_cells import NOTHING, Cell, Table
 from edgeclf.host.wording import decimals, milliseconds, points, size, times
@@ -43,7 +43,7 @@ def read_boards(paths: Sequence[Path], exports: Sequence[tuple[str, Path]]) -> t
     Raises DataError for a file that is no device report, for one that measured anything but this run's files as they are
     now, and for the same report twice.
     """
-    known = {hashlib.sha256(path.read_bytes()).hexdigest(): name for name, path in exports} if paths else {}
+    known = {sha256(path): name for name, path in exports} if paths else {}
     boards: list[Board] = []
     for path in paths:
         report = read(path)

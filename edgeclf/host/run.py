@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
+from edgeclf.core.files import sha256
 from edgeclf.core.recipe import Recipe, read_recipe
 
 RUNS = Path("runs")
@@ -134,7 +134,7 @@ def load_network(path: Path, recipe: Recipe, folder: Path) -> Any:
 def sha256_of(path: Path) -> str:
     """Of a file, hexadecimal. Raises ModelError when it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}; copy the run again, or train again") from error
 

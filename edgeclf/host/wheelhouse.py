@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -133,7 +132,7 @@ def make(
         if there is not None:
             return there
         _collect(own, new, folder, target, extras, report)
-        wheels = {path.name: sha256(path) for path in sorted(new.glob("*.whl"))}
+        wheels = {path.name: files.sha256(path) for path in sorted(new.glob("*.whl"))}
         files.write_json(
             new / MANIFEST,
             {
@@ -161,7 +160,7 @@ def read(folder: Path) -> Wheelhouse:
         path = folder / name
         if Path(name).name != name or not name.endswith(".whl") or not path.is_file():
             raise DataError(f"{path}: missing; make the wheelhouse again: edgeclf wheelhouse --out {folder}")
-        if sha256(path) != digest:
+        if files.sha256(path) != digest:
             raise DataError(f"{path}: SHA-256 differs from the manifest; make the wheelhouse again")
     return Wheelhouse(folder, target, extras, wheels)
 
@@ -171,19 +170,13 @@ def _as_asked(folder: Path, target: Target, extras: tuple[str, ...], own: Path) 
         there = read(folder)
     except DataError:
         return None
-    same = (there.target, there.extras, there.wheels.get(own.name)) == (target, extras, sha256(own))
+    same = (there.target, there.extras, there.wheels.get(own.name)) == (target, extras, files.sha256(own))
     return there if same else None
 
 
 def _need_pip() -> None:
     if importlib.util.find_spec("pip") is None:
         raise MissingExtra("this environment has no pip, which knows about wheels; install it with: python -m ensurepip")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copied(wheel: Path, folder: Path) -> Path:

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.events import Event, Seen, SourceChanged
+from edgeclf.runtime.events import Event, Seen, SourceChanged, is_change
 from edgeclf.runtime.keeping import Folder, stem
 from edgeclf.runtime.sinks import Paused
-from edgeclf.runtime.snapshots import encoded, is_change
+from edgeclf.runtime.snapshots import encoded
 
 FPS = 10.0
 QUALITY = 80

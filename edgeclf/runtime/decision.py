@@ -6,6 +6,7 @@ Pure functions over frozen values: `decide(state, probabilities, labels, rules)`
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.live_settings import DecideSection
+from edgeclf.core.text import nearest, printable
 from edgeclf.core.unknown import UnknownBy, check_limit, margin
 
 Probabilities: TypeAlias = npt.NDArray[np.float32]
@@ -221,3 +223,11 @@ def _likeliest(mean: Probabilities, labels: tuple[str, ...], top: int) -> tuple[
     count = min(top, len(labels))
     few = np.argpartition(-mean, count - 1)[:count]
     return tuple((labels[i], float(mean[i])) for i in few[np.argsort(-mean[few], kind="stable")])
+
+
+def check_answers(wanted: Collection[str], complaint: str, labels: Sequence[str]) -> None:
+    """Raise ConfigError, beginning with `complaint`, when one of `wanted` is no answer of a model with these labels."""
+    known = [*labels, UNKNOWN]
+    for answer in wanted:
+        if answer not in known:
+            raise ConfigError(f"{complaint} {printable(answer)!r}{nearest(answer, known)}")

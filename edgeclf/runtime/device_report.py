@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.files import sha256
 from edgeclf.core.image import Pixels
 from edgeclf.core.results import Interval, Latency, Size
 from edgeclf.runtime.classifier import Classifier
@@ -111,7 +111,7 @@ class DeviceReport:
 
     def to_json(self) -> dict[str, Any]:
         """As `read` reads it; what is None is left out."""
-        found: dict[str, Any] = _without_none(config.to_table(self))
+        found: dict[str, Any] = config.without_none(config.to_table(self))
         return found
 
 
@@ -151,8 +151,7 @@ def _of_file(
 ) -> tuple[Bench, FileReport]:
     classifier = Classifier.load(path, found.best, labels, normalize)
     stages = time_stages(classifier)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    file = FileReport(path.name, digest, found.runtime, found.size, found.best, found.cold, found.timings, stages, answered)
+    file = FileReport(path.name, sha256(path), found.runtime, found.size, found.best, found.cold, found.timings, stages, answered)
     return found, file
 
 
@@ -237,9 +236,3 @@ def _check(value: Any, where: str) -> None:
             raise DataError(f"{where}: is no short line of text")
     elif isinstance(value, (int, float)) and not (math.isfinite(value) and -300 <= value < 2**53):
         raise DataError(f"{where}: {value} cannot be")
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value

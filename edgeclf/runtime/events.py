@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -90,6 +90,11 @@ class Health:
 
 
 Event: TypeAlias = Seen | SourceChanged | Skipped | Health
+
+
+def is_change(event: Event, labels: Collection[str] = ()) -> bool:
+    """Whether the answer changed with this event, to one of `labels` or, when there are none, to any."""
+    return isinstance(event, Seen) and event.decision.changed and (not labels or event.decision.stable in labels)
 
 
 def record(event: Event) -> dict[str, Any]:

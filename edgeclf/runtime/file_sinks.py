@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from edgeclf.core.errors import ConfigError
 from edgeclf.core.live_settings import LiveSettings, SnapshotsSection
-from edgeclf.core.text import nearest, printable
 from edgeclf.runtime.clips import Clips
 from edgeclf.runtime.csv_sink import CsvLines
-from edgeclf.runtime.decision import UNKNOWN
+from edgeclf.runtime.decision import check_answers
 from edgeclf.runtime.events import Event, Seen
 from edgeclf.runtime.jsonl import JsonLines
 from edgeclf.runtime.keeping import Folder
@@ -52,10 +50,7 @@ def file_sinks(
 
 def check_labels(pictures: SnapshotsSection, labels: Sequence[str]) -> None:
     """Raise ConfigError for a label that the model never gives."""
-    known = [*labels, UNKNOWN]
-    for label in pictures.labels:
-        if label not in known:
-            raise ConfigError(f"snapshots.labels: the model has no class {printable(label)!r}{nearest(label, known)}")
+    check_answers(pictures.labels, "snapshots.labels: the model has no class", labels)
 
 
 class Changes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgeclf.core.card import ModelCard
-from edgeclf.core.errors import ConfigError
 from edgeclf.core.live_settings import LiveSettings
-from edgeclf.core.text import nearest, printable
-from edgeclf.runtime.decision import UNKNOWN
+from edgeclf.runtime.decision import check_answers
 from edgeclf.runtime.sinks import Sink
 from edgeclf.runtime.state import Keeper
 from edgeclf.runtime.telling import Selected, changes
@@ -37,8 +35,8 @@ def outward(
     from edgeclf import __version__
 
     actions, service = settings.actions, settings.service
-    check_labels(actions.labels, "actions.labels", card.labels)
-    check_labels(actions.gpio_labels, "--gpio", card.labels)
+    check_answers(actions.labels, "actions.labels: the model has no label", card.labels)
+    check_answers(actions.gpio_labels, "--gpio: the model has no label", card.labels)
     if service.metrics:
         from edgeclf.runtime.metrics import Metrics
 
@@ -81,10 +79,3 @@ def keeper_of(settings: LiveSettings, card: ModelCard, warn: Callable[[str], Non
 
 def keeping(keeper: Keeper, warn: Callable[[str], None]) -> Sink:
     return Selected("state", keeper, keeper.is_due, NEWEST, warn=warn)
-
-
-def check_labels(wanted: Collection[str], where: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError when one of the labels is none of the model's."""
-    for label in wanted:
-        if label not in (*known, UNKNOWN):
-            raise ConfigError(f"{where}: the model has no label {printable(label)!r}{nearest(label, (*known, UNKNOWN))}")

@@ -83,7 +83,7 @@ def serve(settings: LiveSettings, asked: Asked, stop: Stop, warn: Callable[[str]
         warn, asked = table.note, replace(asked, tell=table.note)
     with (
         comparing(settings.compare, settings.decide, classifier, settings.threads or None, warn) as (comparison, disagreements),
-        _sinks(settings, asked, sources, classifier, stop, warn, table) as sinks,
+        _sinks(settings, asked, sources, classifier, rules, stop, warn, table) as sinks,
         contextlib.closing(device_monitor(settings, sources, warn)) as monitor,
     ):
         keeper = keeper_of(settings, classifier.card, warn)
@@ -156,6 +156,7 @@ def _sinks(
     asked: Asked,
     sources: list[Source],
     classifier: Classifier,
+    rules: Rules,
     stop: Stop,
     warn: Callable[[str], None],
     table: Table | None,
@@ -187,7 +188,7 @@ def _sinks(
                 ending.callback(lines.end)
                 add_writer("terminal", lines)
         if settings.web.address:
-            web = open_web(settings.web, [s.name for s in sources], classifier, rules_of(settings, classifier), warn)
+            web = open_web(settings.web, [s.name for s in sources], classifier, rules, warn)
             add(lambda: web)
             asked.tell(f"preview: {web.address}{web.note and f' ({web.note})'}")
         for sink in outward(settings, classifier.card, [s.name for s in sources], warn, asked.tell):

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import cv2
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.events import Event, Seen, record
+from edgeclf.runtime.events import Event, Seen, is_change, record
 from edgeclf.runtime.keeping import Folder, stem
 
 QUALITY = 90
@@ -33,11 +33,6 @@ class Snapshots:
         name = stem(event.time_s, event.source, event.decision.stable)
         text = json.dumps(record(event), indent=2, allow_nan=False) + "\n"
         self._folder.keep({f"{name}.json": text.encode(), f"{name}.jpg": encoded(image, QUALITY)})
-
-
-def is_change(event: Event, labels: Collection[str]) -> bool:
-    """Whether the answer changed with this event, to one of `labels` or, when there are none, to any."""
-    return isinstance(event, Seen) and event.decision.changed and (not labels or event.decision.stable in labels)
 
 
 def encoded(image: Pixels, quality: int) -> bytes:

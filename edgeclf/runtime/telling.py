@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.events import Event, Seen
+from edgeclf.runtime.events import Event, is_change
 from edgeclf.runtime.sinks import Background, Writer
 
 
@@ -74,4 +74,4 @@ class Selected:
 
 def changes(labels: Collection[str] = ()) -> Callable[[Event], bool]:
     """Whether an event is a change of the answer that lasts; to one of `labels`, when there are any."""
-    return lambda event: isinstance(event, Seen) and event.decision.changed and (not labels or event.decision.stable in labels)
+    return lambda event: is_change(event, labels)

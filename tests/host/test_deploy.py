@@ -20,8 +20,9 @@ from loopback import Board, board
 
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.errors import BoardError, ConfigError, StorageError
+from edgeclf.core.files import sha256
 from edgeclf.core.progress import no_bar
-from edgeclf.host import deploy, deploy_scripts, deploy_ssh, wheelhouse
+from edgeclf.host import deploy, deploy_scripts, deploy_ssh
 from edgeclf.host.deploy_board import Facts, check, look, profile_for
 from edgeclf.host.deploy_ssh import Address, Done, connected, remote_line
 from edgeclf.host.deploy_wheel import own_wheel, packed
@@ -36,7 +37,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheelhouse")
     own_wheel(folder)
     packed(distribution("pip"), folder)
-    wheels = {path.name: wheelhouse.sha256(path) for path in folder.glob("*.whl")}
+    wheels = {path.name: sha256(path) for path in folder.glob("*.whl")}
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     table = {"edgeclf_wheelhouse": 1, "machine": machine(), "python": python, "glibc": 36, "extras": [], "wheels": wheels}
     (folder / "wheelhouse.json").write_text(json.dumps(table))
@@ -112,7 +113,7 @@ def test_a_deploy_installs_verifies_measures_and_brings_the_figures_back(first: 
     program = loopback.root / "current/env/bin/edgeclf"
     assert subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.startswith("edgeclf ")
     figures = json.loads((model.parent / f"{model.stem}.127.0.0.1.json").read_text())
-    assert (figures["sha256"], figures["changed"]) == (wheelhouse.sha256(model), True)
+    assert (figures["sha256"], figures["changed"]) == (sha256(model), True)
     assert "bit-exact; here " in figures["verified"]
     assert figures["bench"]
     assert figures["doctor"]
@@ -197,9 +198,7 @@ def test_a_file_that_was_altered_on_its_way_leaves_nothing(loopback: Loopback, t
         )
         assert (cut.code, cut.last_line) == (65, "it arrived cut or altered")
         assert list(target.parent.iterdir()) == []
-        whole = remote.run(
-            deploy_scripts.PUT, str(target), wheelhouse.sha256(tmp_path / "whole"), "0600", stdin=tmp_path / "whole"
-        )
+        whole = remote.run(deploy_scripts.PUT, str(target), sha256(tmp_path / "whole"), "0600", stdin=tmp_path / "whole")
     assert (whole.code, target.read_bytes(), target.stat().st_mode & 0o777) == (0, b"whole" * 1000, 0o600)
 
 

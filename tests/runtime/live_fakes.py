@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 
 from edgeclf.core.image import Pixels
+from edgeclf.runtime.capture import Capture, Frame
 from edgeclf.runtime.events import Event, Seen
 from edgeclf.runtime.scoring import Scored
 
@@ -34,3 +38,16 @@ def brightness(frame: Pixels) -> Scored:
     """A classifier of dark and bright."""
     bright = frame.mean() / 255
     return Scored(np.array([1 - bright, bright], np.float32))
+
+
+def drain(capture: Capture, until: Callable[[Frame], bool] = lambda frame: False, seconds: float = 5.0) -> list[Frame]:
+    """Frames until the end, until one fits, or for so long."""
+    frames: list[Frame] = []
+    limit = time.monotonic() + seconds
+    while not capture.finished and time.monotonic() < limit:
+        frame = capture.next(0.05)
+        if frame is not None:
+            frames.append(frame)
+            if until(frame):
+                break
+    return frames

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from live_fakes import drain
 
 from edgeclf.core.errors import DataError, SourceError
-from edgeclf.runtime.capture import Broken, Capture, Change, Frame, Timing, wait_before
+from edgeclf.runtime.capture import Broken, Capture, Change, Timing, wait_before
 from edgeclf.runtime.source import Picture, Reader, Source
 from edgeclf.runtime.v4l import plugged
 
@@ -81,19 +82,6 @@ def at_rate(fps: float, count: int = 10**9) -> Iterator[Step]:
     for i in range(count):
         yield 1 / fps
         yield picture(i)
-
-
-def drain(capture: Capture, until: Callable[[Frame], bool] = lambda frame: False, seconds: float = 5.0) -> list[Frame]:
-    """Frames until the end, until one fits, or for so long."""
-    frames: list[Frame] = []
-    limit = time.monotonic() + seconds
-    while not capture.finished and time.monotonic() < limit:
-        frame = capture.next(0.05)
-        if frame is not None:
-            frames.append(frame)
-            if until(frame):
-                break
-    return frames
 
 
 def states(capture: Capture) -> list[str]:

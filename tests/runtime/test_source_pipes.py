@@ -17,12 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from live_fakes import drain
 
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.runtime import pipes
 from edgeclf.runtime.camera import find_source
-from edgeclf.runtime.capture import Capture, Change, Frame, Timing
+from edgeclf.runtime.capture import Capture, Change, Timing
 from edgeclf.runtime.picamera import open_picamera
 from edgeclf.runtime.pipes import ChildReader, open_rpicam
 from edgeclf.runtime.source import Reader, Source
@@ -33,18 +34,6 @@ QUICK = Timing(stall_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
 
 def jpeg(value: int) -> bytes:
     return cv2.imencode(".jpg", np.full((48, 64, 3), value, np.uint8))[1].tobytes()
-
-
-def drain(capture: Capture, until: Callable[[Frame], bool] = lambda frame: False, seconds: float = 20) -> list[Frame]:
-    frames: list[Frame] = []
-    limit = time.monotonic() + seconds
-    while not capture.finished and time.monotonic() < limit:
-        frame = capture.next(0.05)
-        if frame is not None:
-            frames.append(frame)
-            if until(frame):
-                break
-    return frames
 
 
 def read_on(reader: Reader) -> None:
@@ -100,7 +89,7 @@ def test_rpicam_gives_pictures_and_is_told_what_is_wanted(rpicam_log: Path) -> N
     """Size, rate and which camera; the child is gone after the end."""
     capture = Capture(find_source("rpicam:1", SMALL))
     capture.start()
-    frames = drain(capture, lambda frame: frame.index > 3)
+    frames = drain(capture, lambda frame: frame.index > 3, 20)
     assert capture.close()
     assert frames[0].image.shape == (48, 64, 3)
     assert 0 < frames[-1].decode_s < 1
@@ -116,7 +105,7 @@ def test_another_size_than_asked_for_is_told() -> None:
     """Once, as news of a source that is live."""
     capture = Capture(find_source("rpicam:", CameraSection(640, 480, 30)))
     capture.start()
-    drain(capture, lambda frame: frame.index > 5)
+    drain(capture, lambda frame: frame.index > 5, 20)
     told = [news.detail for news in capture.news() if isinstance(news, Change)]
     assert capture.close()
     assert told.count("gives 64x48 instead of 640x480") == 1
@@ -138,7 +127,7 @@ def test_a_camera_program_that_hangs_or_dies_is_started_again(
     source = Source("rpicam:", partial(open_rpicam, 0, "rpicam:", SMALL, silence_s=0.6), live=True, reopen=True)
     capture = Capture(source, QUICK)
     capture.start()
-    drain(capture, lambda frame: frame.index > 30)
+    drain(capture, lambda frame: frame.index > 30, 20)
     told = states(capture)
     assert capture.close()
     assert told[-2:] == ["reconnecting", "live"]
@@ -167,7 +156,7 @@ def test_the_end_does_not_wait_for_a_child_that_hangs(rpicam_log: Path, monkeypa
     monkeypatch.setenv("FAKE", "hangs")
     capture = Capture(find_source("rpicam:", SMALL), QUICK)
     capture.start()
-    drain(capture, lambda frame: frame.index == 4)
+    drain(capture, lambda frame: frame.index == 4, 20)
     time.sleep(0.3)
     began = time.monotonic()
     assert capture.close()
@@ -217,7 +206,7 @@ def test_picamera2_gives_pictures_from_a_process_of_its_own() -> None:
     """Blue, green, red as everywhere; the time is that of the capture; nothing that libraries print comes between."""
     capture = Capture(find_source("picamera2:1", SMALL))
     capture.start()
-    frames = drain(capture, lambda frame: frame.index > 3)
+    frames = drain(capture, lambda frame: frame.index > 3, 20)
     age_s = time.monotonic() - frames[-1].taken_s
     assert capture.close()
     assert frames[0].image.shape == (48, 64, 3)
@@ -234,7 +223,7 @@ def test_a_picamera2_that_hangs_is_killed_and_started_again(monkeypatch: pytest.
     opener = partial(open_picamera, 0, "picamera2:", SMALL, silence_s=0.5)
     capture = Capture(Source("picamera2:", opener, live=True, reopen=True), QUICK)
     capture.start()
-    drain(capture, lambda frame: frame.index >= 9)
+    drain(capture, lambda frame: frame.index >= 9, 20)
     assert states(capture).count("reconnecting") >= 2
     assert capture.close()
     assert children() == []
