@@ -100,7 +100,8 @@ def prune(
     if target not in TARGETS:
         raise ConfigError(f"channel target {target!r}: expected one of: {', '.join(TARGETS)}")
     channels = trace(model)
-    order = _order(model, channels, importance(model, channels, batches), target)
+    widths = {names: len(roots) for names, roots in (channels if whole is None else trace(whole)).prunable().items()}
+    order = _order(model, channels, importance(model, channels, batches), target, widths)
     cost = latency if target == "latency" else _counter(target)
     limit = (1 - share) * cost(model if whole is None else whole)
     if target == "latency":
@@ -116,10 +117,12 @@ def _counter(target: str) -> Callable[[Any], float]:
     return lambda model: Ledger(model, trace(model), target).total
 
 
-def _order(model: Any, channels: Channels, scores: Importance, target: str) -> list[tuple[str, set[int]]]:
+def _order(
+    model: Any, channels: Channels, scores: Importance, target: str, widths: dict[frozenset[str], int]
+) -> list[tuple[str, set[int]]]:
     """Sets of channels, each with its layers, in the order in which they leave: the one that loses least for what it saves."""
     ledger = Ledger(model, channels, "macs" if target == "latency" else target)
-    waiting = {names: _bundles(roots, scores) for names, roots in channels.prunable().items()}
+    waiting = {names: _bundles(roots, scores, widths[names]) for names, roots in channels.prunable().items()}
     order: list[tuple[str, set[int]]] = []
     while candidates := [(names, bundles[0]) for names, bundles in waiting.items() if bundles]:
         prices = [float(scores[list(b)].sum()) / max(ledger.saving(b), 1.0) for _, b in candidates]
@@ -130,11 +133,14 @@ def _order(model: Any, channels: Channels, scores: Importance, target: str) -> l
     return order
 
 
-def _bundles(roots: Ids, scores: Importance) -> list[set[int]]:
-    """The channels of one group in sets that leave together, the least important first; the last ones stay."""
+def _bundles(roots: Ids, scores: Importance, width: int) -> list[set[int]]:
+    """The channels of one group in sets that leave together, the least important first; the last ones stay.
+
+    `width` is how many there were before any step, so that a later step does not go on below what the first one kept.
+    """
     ranked = roots[np.argsort(scores[roots], kind="stable")]
-    together = TOGETHER if len(roots) >= 2 * TOGETHER else 1
-    stays = min(LEAST, math.ceil(len(roots) / 2))
+    together = TOGETHER if width >= 2 * TOGETHER else 1
+    stays = min(LEAST, math.ceil(width / 2))
     return [set(map(int, ranked[i : i + together])) for i in range(0, len(roots) - stays - together + 1, together)]
 
 
