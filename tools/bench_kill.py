@@ -34,10 +34,10 @@ from edgeclf.core.files import write_json
 from edgeclf.core.live_settings import FilesSection, LiveSettings, SnapshotsSection
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Seen, Stages
-from edgeclf.runtime.file_sinks import file_sinks
-from edgeclf.runtime.keeping import Folder
 from edgeclf.runtime.latency import this_machine
 from edgeclf.runtime.live import Stop
+from edgeclf.runtime.sinks.files import file_sinks
+from edgeclf.runtime.sinks.keeping import Folder
 
 LABELS = ("Käfer", "猫", "say \"no\", please")  # fmt: skip
 CLIP_S = 0.02  # so that clips begin and end all the time

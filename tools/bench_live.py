@@ -25,14 +25,14 @@ import numpy as np
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.files import write_json
 from edgeclf.core.image import Pixels, prepare
-from edgeclf.runtime.camera import Picture, Source, find_source
 from edgeclf.runtime.classifier import Classifier
-from edgeclf.runtime.jsonl import JsonLines
+from edgeclf.runtime.device.vitals import resident_bytes
 from edgeclf.runtime.latency import this_machine
 from edgeclf.runtime.live import Limits, Live
 from edgeclf.runtime.scoring import Scored, scorer
-from edgeclf.runtime.sinks import Background
-from edgeclf.runtime.vitals import resident_bytes
+from edgeclf.runtime.sinks.jsonl import JsonLines
+from edgeclf.runtime.sinks.sink import Background
+from edgeclf.runtime.sources.camera import Picture, Source, find_source
 
 SIZE = (480, 640, 3)
 DISTINCT = 16

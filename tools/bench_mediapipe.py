@@ -91,11 +91,11 @@ def frames() -> list[np.ndarray]:
 
 def through_edgeclf(file: Path, count: int, fps: float, threads: int) -> list[float]:
     """Seconds from each frame's reading to its label, through `Live` with a sink that takes the times."""
-    from edgeclf.runtime.camera import Picture, Source
     from edgeclf.runtime.classifier import Classifier
     from edgeclf.runtime.events import Seen
     from edgeclf.runtime.live import Limits, Live
     from edgeclf.runtime.scoring import scorer
+    from edgeclf.runtime.sources.camera import Picture, Source
 
     class Memory:
         note, interval_s = "", 1 / fps

@@ -231,7 +231,7 @@ def _bench_in_words(report: dict[str, Any] | None) -> list[str]:
     """The times of a device report, which a board wrote and which may hold anything."""
     from edgeclf.core.config import build
     from edgeclf.core.errors import EdgeclfError
-    from edgeclf.runtime.device_report import DeviceReport
+    from edgeclf.runtime.device.device_report import DeviceReport
 
     if report is None:
         return []

@@ -12,11 +12,11 @@ def doctor(as_json: Json = False) -> None:
     """Check whether this machine can run edgeclf: packages, runtime, cameras, power, disk, ports.
 
     Every line that fails ends with the command that mends it. Exit code 1 when one does, else 0. Where edgeclf cannot be
-    installed at all, the same runs from its source as: python3 -m edgeclf.runtime.doctor
+    installed at all, the same runs from its source as: python3 -m edgeclf.runtime.device.doctor
 
     Example: edgeclf doctor
     """
-    from edgeclf.runtime.doctor import FAILING, examine, to_json, worst
+    from edgeclf.runtime.device.doctor import FAILING, examine, to_json, worst
 
     checks = examine()
     if as_json:

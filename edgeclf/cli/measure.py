@@ -147,7 +147,7 @@ def _write_device_report(
         raise ConfigError(f"{out}: is a folder; name a file in it, as {out / 'out.json'}")
     from edgeclf.cli.evaluate import evaluate_file
     from edgeclf.core.files import write_json
-    from edgeclf.runtime.device_report import Answered, measure
+    from edgeclf.runtime.device.device_report import Answered, measure
 
     def answered(path: Path) -> Answered | None:
         if data is None:
@@ -190,7 +190,7 @@ def _counted(count: Count) -> str:
 
 def _count(threads: str, path: Path, labels: Path | None, normalize: str | None) -> int:
     if threads == "auto":
-        from edgeclf.runtime.threads import load_measured
+        from edgeclf.runtime.device.threads import load_measured
 
         choice = load_measured(path, None, labels, pair(normalize) if normalize else None)[1]
         say(str(choice))

@@ -22,11 +22,11 @@ from edgeclf.host.export import export
 from edgeclf.host.report import HTML, make_report
 from edgeclf.host.run import Run
 from edgeclf.runtime.accuracy import evaluate
-from edgeclf.runtime.camera import find_source
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.events import Event, Seen
 from edgeclf.runtime.live import Live, Summary
 from edgeclf.runtime.scoring import scorer
+from edgeclf.runtime.sources.camera import find_source
 
 RECIPE, DATA = "compact-digits", "digits"
 VARIANTS = ("float32", "float16", "int8")

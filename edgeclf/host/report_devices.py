@@ -12,7 +12,7 @@ from edgeclf.core.files import sha256
 from edgeclf.core.results import Latency
 from edgeclf.host.report_cells import NOTHING, Cell, Table
 from edgeclf.host.wording import decimals, milliseconds, points, size, times
-from edgeclf.runtime.device_report import HOW, Answered, DeviceReport, FileReport, read
+from edgeclf.runtime.device.device_report import HOW, Answered, DeviceReport, FileReport, read
 
 if TYPE_CHECKING:
     from edgeclf.host.comparison import Comparison, Model

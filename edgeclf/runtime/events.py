@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from edgeclf.core.text import printable
-from edgeclf.runtime.capture import CaptureState
 from edgeclf.runtime.decision import INVALID, Decision
+from edgeclf.runtime.sources.capture import CaptureState
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.image import Pixels
 from edgeclf.core.live_settings import GateSection
-from edgeclf.runtime.camera import Source
-from edgeclf.runtime.capture import Frame
+from edgeclf.runtime.sources.camera import Source
+from edgeclf.runtime.sources.capture import Frame
 
 COMPLAIN_S = 10.0  # between complaints of a region that lies outside the picture
 SAMPLED, CELLS = (96, 72), (32, 24)  # width, height; a cell is the mean of 9 sampled pixels

@@ -21,8 +21,8 @@ from edgeclf.core.errors import ConfigError, EdgeclfError, ModelError
 from edgeclf.core.image import Pixels, prepare
 from edgeclf.core.progress import Report
 from edgeclf.core.results import Latency, Size
-from edgeclf.runtime import vitals
 from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.device import vitals
 from edgeclf.runtime.engine import Normalize, cores, tflite_runtime
 from edgeclf.runtime.onnx import is_onnx, onnxruntime
 
@@ -39,7 +39,7 @@ COLD_SECONDS = 120.0
 class Machine:
     """Where a measurement was made. `load` is the mean number of busy programs in the last minute, -1 where unknown.
 
-    `vector_units` are those that int8 networks gain from, as `runtime.vitals` names them; none in older files.
+    `vector_units` are those that int8 networks gain from, as `runtime.device.vitals` names them; none in older files.
     """
 
     cpu: str

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 from edgeclf.core.errors import EXIT_INTERRUPTED, EdgeclfError, ModelError, SourceError
 from edgeclf.core.image import Pixels
 from edgeclf.core.results import Interval, Latency, wilson
-from edgeclf.runtime.camera import Source
-from edgeclf.runtime.capture import Broken, CaptureState, Frame, Timing
-from edgeclf.runtime.captures import Captures
 from edgeclf.runtime.decision import INVALID, Decision, Rules, State, decide
+from edgeclf.runtime.device.vitals import Device
 from edgeclf.runtime.events import Event, Health, Other, Seen, Skipped, SourceChanged, Stages
 from edgeclf.runtime.scoring import Scored, Scorer
-from edgeclf.runtime.sinks import Sink, end_all
-from edgeclf.runtime.vitals import Device
+from edgeclf.runtime.sinks.sink import Sink, end_all
+from edgeclf.runtime.sources.camera import Source
+from edgeclf.runtime.sources.capture import Broken, CaptureState, Frame, Timing
+from edgeclf.runtime.sources.captures import Captures
 
 NAP_S = 0.2  # the longest wait before the loop looks whether it is to stop
 KEPT_TIMES = 4096

@@ -13,26 +13,26 @@ from pathlib import Path
 import numpy as np
 
 from edgeclf.core.live_settings import LiveSettings
-from edgeclf.runtime.camera import Source, find_source
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.comparing import comparing, with_saved
-from edgeclf.runtime.cooling import Cooling, cooled
 from edgeclf.runtime.decision import Rules, asked_rules
+from edgeclf.runtime.device.cooling import Cooling, cooled
+from edgeclf.runtime.device.monitor import DeviceMonitor
+from edgeclf.runtime.device.threads import Choice, load_measured
+from edgeclf.runtime.device.vitals import Device
 from edgeclf.runtime.engine import Normalize
-from edgeclf.runtime.file_sinks import TO_STDOUT, Changes, file_sinks
 from edgeclf.runtime.gate import gate_of
-from edgeclf.runtime.jsonl import JsonLines
 from edgeclf.runtime.live import Limits, Live, Stop, Summary
-from edgeclf.runtime.monitor import DeviceMonitor
-from edgeclf.runtime.outward import keeper_of, keeping, outward
 from edgeclf.runtime.scoring import need_energy, scorer
-from edgeclf.runtime.sinks import Background, Sink, Writer
-from edgeclf.runtime.table import Table
-from edgeclf.runtime.terminal import Lines
-from edgeclf.runtime.threads import Choice, load_measured
-from edgeclf.runtime.vitals import Device
+from edgeclf.runtime.sinks.files import TO_STDOUT, Changes, file_sinks
+from edgeclf.runtime.sinks.jsonl import JsonLines
+from edgeclf.runtime.sinks.outward import keeper_of, keeping, outward
+from edgeclf.runtime.sinks.sink import Background, Sink, Writer
+from edgeclf.runtime.sinks.table import Table
+from edgeclf.runtime.sinks.terminal import Lines
+from edgeclf.runtime.sinks.window import Window, need_display
+from edgeclf.runtime.sources.camera import Source, find_source
 from edgeclf.runtime.web import open_web
-from edgeclf.runtime.window import Window, need_display
 
 READER_GONE = "nobody reads standard output"
 

@@ -15,7 +15,7 @@ from edgeclf.core.errors import StorageError
 from edgeclf.core.files import write_text
 from edgeclf.runtime.decision import UNKNOWN, State
 from edgeclf.runtime.events import Event, Seen
-from edgeclf.runtime.telling import Complaints
+from edgeclf.runtime.sinks.telling import Complaints
 
 FORMAT = 1
 OLDEST_S = 86_400.0  # an answer of yesterday says nothing of what is there now

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgeclf.runtime import service
-from edgeclf.runtime.monitor import DeviceMonitor
-from edgeclf.runtime.vitals import Throttle, Vitals
+from edgeclf.runtime.device.monitor import DeviceMonitor
+from edgeclf.runtime.device.vitals import Throttle, Vitals
 
 Cli = Callable[..., Any]
 WEAK = Vitals(60 << 20, 85.0, 600.0, Throttle(("under-voltage",), ("under-voltage",)))
@@ -91,7 +91,7 @@ def test_the_number_of_threads_is_measured_once(
     """The second run remembers; --threads has the last word; the monitor's thread is gone afterwards."""
     monkeypatch.setenv("EDGECLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr("edgeclf.runtime.threads.cores", lambda: 2)
+    monkeypatch.setattr("edgeclf.runtime.device.threads.cores", lambda: 2)
     monkeypatch.setattr("edgeclf.runtime.latency.cores", lambda: 2)
     options = ("run", int8, "-s", "synthetic", "--max-frames", 2)
     assert "(measured now: " in cli_here(*options).stderr

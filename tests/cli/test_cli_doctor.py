@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeclf.runtime import doctor
-from edgeclf.runtime.facts import Facts, Trial
+from edgeclf.runtime.device import doctor
+from edgeclf.runtime.device.facts import Facts, Trial
 
 Cli = Callable[..., Any]
 STATES = {"ok", "warning", "failing"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edgeclf.runtime.device_report import read
+from edgeclf.runtime.device.device_report import read
 
 Cli = Callable[..., Any]
 NAMES = ("red-square", "green-disc", "blue-cross", "yellow-bars")

@@ -11,7 +11,7 @@ import pytest
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.image import ImageSpec, Pixels, prepare
 from edgeclf.host.demo import render_video
-from edgeclf.runtime.camera import find_source
+from edgeclf.runtime.sources.camera import find_source
 
 
 def frames(path: Path) -> list[Pixels]:

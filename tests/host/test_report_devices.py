@@ -17,7 +17,7 @@ from edgeclf.core.results import Interval, Latency, Size
 from edgeclf.host import report_devices, report_html
 from edgeclf.host.comparison import Comparison
 from edgeclf.host.report_devices import Board, read_boards
-from edgeclf.runtime.device_report import Answered, DeviceReport, FileReport, StageTimes
+from edgeclf.runtime.device.device_report import Answered, DeviceReport, FileReport, StageTimes
 from edgeclf.runtime.latency import ColdStart, Machine, ThreadTiming
 
 FULL_MS = 1.1  # of the fake comparison

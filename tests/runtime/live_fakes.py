@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.capture import Capture, Frame
 from edgeclf.runtime.events import Event, Seen
 from edgeclf.runtime.scoring import Scored
+from edgeclf.runtime.sources.capture import Capture, Frame
 
 
 class Seer:

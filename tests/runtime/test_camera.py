@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.camera import Reader, find_source, redact
+from edgeclf.runtime.sources.camera import Reader, find_source, redact
 
 
 def write_video(path: Path, frames: int, fps: int = 20) -> Path:

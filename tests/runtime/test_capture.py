@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from live_fakes import drain
 
 from edgeclf.core.errors import DataError, SourceError
-from edgeclf.runtime.capture import Broken, Capture, Change, Timing, wait_before
-from edgeclf.runtime.source import Picture, Reader, Source
-from edgeclf.runtime.v4l import plugged
+from edgeclf.runtime.sources.capture import Broken, Capture, Change, Timing, wait_before
+from edgeclf.runtime.sources.source import Picture, Reader, Source
+from edgeclf.runtime.sources.v4l import plugged
 
 QUICK = Timing(stall_s=0.25, hung_s=0.6, frozen_s=0.6, frozen_stream_s=0.8, first_wait_s=0.05, longest_wait_s=0.4, close_s=0.2)
 

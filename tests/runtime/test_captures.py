@@ -7,10 +7,10 @@ import pytest
 from live_fakes import Seer, brightness
 
 from edgeclf.core.errors import SourceError
-from edgeclf.runtime.camera import Picture, Reader, Source
-from edgeclf.runtime.capture import Timing
 from edgeclf.runtime.events import Seen, SourceChanged
 from edgeclf.runtime.live import Live
+from edgeclf.runtime.sources.camera import Picture, Reader, Source
+from edgeclf.runtime.sources.capture import Timing
 
 LABELS = ("dark", "bright")
 

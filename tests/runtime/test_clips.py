@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.capture import CaptureState
-from edgeclf.runtime.clips import FPS, RING_BYTES, Clips, is_whole
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Health, Seen, SourceChanged, Stages
-from edgeclf.runtime.keeping import Folder
-from edgeclf.runtime.sinks import Paused
+from edgeclf.runtime.sinks.clips import FPS, RING_BYTES, Clips, is_whole
+from edgeclf.runtime.sinks.keeping import Folder
+from edgeclf.runtime.sinks.sink import Paused
+from edgeclf.runtime.sources.capture import CaptureState
 
 
 def seen(changed: bool = False, source: str = "cam", time_s: float = 1_700_000_000.25) -> Seen:

@@ -13,10 +13,10 @@ import pytest
 from broker import wait_for
 
 from edgeclf.core.errors import ConfigError
-from edgeclf.runtime.command import Command
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Seen, Stages
-from edgeclf.runtime.telling import Selected, changes
+from edgeclf.runtime.sinks.command import Command
+from edgeclf.runtime.sinks.telling import Selected, changes
 
 
 def seen(label: str = "cat", score: float = 0.9) -> Seen:

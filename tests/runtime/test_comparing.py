@@ -23,7 +23,6 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.live_settings import CompareSection, DecideSection, GateSection
 from edgeclf.core.results import wilson
 from edgeclf.core.unknown import UnknownRule
-from edgeclf.runtime.camera import Picture, Source
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.comparing import PAUSE_S, Keeper, check_labels, comparing, name_of, rules_beside
 from edgeclf.runtime.decision import Decision, Rules
@@ -31,6 +30,7 @@ from edgeclf.runtime.events import Other, Seen, Stages, describe, record
 from edgeclf.runtime.gate import gate_of
 from edgeclf.runtime.live import Comparison, Live
 from edgeclf.runtime.scoring import Scored, Scorer
+from edgeclf.runtime.sources.camera import Picture, Source
 
 LABELS = ("dark", "bright")
 SECTION = CompareSection(file="full.tflite", folder="kept", min_free_mb=0, per_minute=60)

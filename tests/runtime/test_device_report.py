@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from edgeclf.core.errors import DataError
 from edgeclf.core.results import Interval, Latency, Size
-from edgeclf.runtime import device_report
 from edgeclf.runtime.classifier import Classifier
-from edgeclf.runtime.device_report import Answered, DeviceReport, FileReport, StageTimes
+from edgeclf.runtime.device import device_report
+from edgeclf.runtime.device.device_report import Answered, DeviceReport, FileReport, StageTimes
+from edgeclf.runtime.device.vitals import Throttle, Vitals
 from edgeclf.runtime.latency import Bench, ColdStart, Machine, ThreadTiming, bench
-from edgeclf.runtime.vitals import Throttle, Vitals
 
 TIME = Latency(1.0, 2.0, 3.0, 100)
 STAGES = StageTimes(*[TIME] * 6)

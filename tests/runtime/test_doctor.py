@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from test_vitals import put
 
-from edgeclf.runtime import doctor, facts
-from edgeclf.runtime.facts import Facts, Trial
-from edgeclf.runtime.vitals import Throttle, Vitals
+from edgeclf.runtime.device import doctor, facts
+from edgeclf.runtime.device.facts import Facts, Trial
+from edgeclf.runtime.device.vitals import Throttle, Vitals
 
 PIP = "/home/pi/edgeclf/bin/python -m pip"
 GOOD_TEST = Trial(0, json.dumps({"files": [{"outcome": "bit-exact", "runtime": "ai-edge-litert 2.3.0"}]}))
@@ -246,7 +246,7 @@ def test_the_program_answers_where_a_package_is_broken(module: str, tmp_path: Pa
 def test_it_runs_from_the_source_alone_and_imports_nothing_else() -> None:
     """As on a Python that is too old to install edgeclf: no third-party package, and the grammar of Python 3.9."""
     code = (
-        "import sys, edgeclf.runtime.doctor\n"
+        "import sys, edgeclf.runtime.device.doctor\n"
         "print({'numpy', 'cv2', 'typer', 'rich', 'tomllib'} & set(sys.modules))"
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

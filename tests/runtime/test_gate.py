@@ -14,13 +14,13 @@ from live_fakes import Seer
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.image import ImageSpec, Pixels, prepare
 from edgeclf.core.live_settings import GateSection
-from edgeclf.runtime.camera import Picture, Source
-from edgeclf.runtime.capture import Frame
 from edgeclf.runtime.decision import Rules
 from edgeclf.runtime.events import Seen, Skipped
 from edgeclf.runtime.gate import COMPLAIN_S, FrameGate, Motion, cells, changed_share, gate_of
 from edgeclf.runtime.live import Limits, Live
 from edgeclf.runtime.scoring import Scored
+from edgeclf.runtime.sources.camera import Picture, Source
+from edgeclf.runtime.sources.capture import Frame
 
 LABELS = ("dark", "bright")
 

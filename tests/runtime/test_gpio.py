@@ -12,8 +12,8 @@ from broker import wait_for
 from edgeclf.core.errors import ConfigError, MissingExtra
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Event, Seen, SourceChanged, Stages
-from edgeclf.runtime.gpio import GpioPin, open_pin
-from edgeclf.runtime.telling import Selected
+from edgeclf.runtime.sinks.gpio import GpioPin, open_pin
+from edgeclf.runtime.sinks.telling import Selected
 
 gpiozero = pytest.importorskip("gpiozero", reason="gpiozero is not installed")
 

@@ -18,10 +18,10 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.live_settings import SnapshotsSection
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Seen, SourceChanged, Stages
-from edgeclf.runtime.file_sinks import check_labels
-from edgeclf.runtime.keeping import MB, Folder, plain_name, stem
-from edgeclf.runtime.sinks import Background
-from edgeclf.runtime.snapshots import Snapshots
+from edgeclf.runtime.sinks.files import check_labels
+from edgeclf.runtime.sinks.keeping import MB, Folder, plain_name, stem
+from edgeclf.runtime.sinks.sink import Background
+from edgeclf.runtime.sinks.snapshots import Snapshots
 
 PICTURE: Pixels = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
 

@@ -15,12 +15,12 @@ from live_fakes import Seer, brightness
 
 from edgeclf.core.errors import DataError, ModelError, SourceError
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.camera import Picture, Source
-from edgeclf.runtime.capture import Timing
 from edgeclf.runtime.decision import Rules
 from edgeclf.runtime.events import Seen, Skipped, SourceChanged
 from edgeclf.runtime.live import KEPT_TIMES, Limits, Live, Stop, Times, stopping_on_signals
 from edgeclf.runtime.scoring import Scored
+from edgeclf.runtime.sources.camera import Picture, Source
+from edgeclf.runtime.sources.capture import Timing
 
 LABELS = ("dark", "bright")
 

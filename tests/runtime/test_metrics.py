@@ -17,10 +17,10 @@ from broker import free_port, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgeclf.core.errors import ConfigError
-from edgeclf.runtime import metrics as module
 from edgeclf.runtime.decision import INVALID, Decision
 from edgeclf.runtime.events import Event, Health, Other, Seen, Skipped, SourceChanged, Stages
-from edgeclf.runtime.metrics import CLIENTS, MOST_SERIES, Metrics
+from edgeclf.runtime.sinks import metrics as module
+from edgeclf.runtime.sinks.metrics import CLIENTS, MOST_SERIES, Metrics
 
 
 def seen(label: str = "cat", changed: bool = False, source: str = "cam", other: Other | None = None) -> Seen:

@@ -12,14 +12,14 @@ import pytest
 from test_vitals import put
 
 from edgeclf.core.live_settings import LiveSettings, ServiceSection
-from edgeclf.runtime import monitor as monitors
-from edgeclf.runtime.camera import Source
-from edgeclf.runtime.capture import Frame
-from edgeclf.runtime.cooling import CoolGate, Cooling, cooled
+from edgeclf.runtime.device import monitor as monitors
+from edgeclf.runtime.device.cooling import CoolGate, Cooling, cooled
+from edgeclf.runtime.device.monitor import DeviceMonitor
+from edgeclf.runtime.device.vitals import Throttle, Vitals, complaints, read_vitals
 from edgeclf.runtime.events import Health
-from edgeclf.runtime.monitor import DeviceMonitor
 from edgeclf.runtime.service import device_monitor
-from edgeclf.runtime.vitals import Throttle, Vitals, complaints, read_vitals
+from edgeclf.runtime.sources.camera import Source
+from edgeclf.runtime.sources.capture import Frame
 
 DEADLINE_S = 20.0
 WELL = Vitals(50 << 20, 55.0, 1500.0, Throttle())

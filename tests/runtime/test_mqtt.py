@@ -19,10 +19,10 @@ from broker import Broker, Listener, free_port, wait_for
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.live_settings import MqttSection
-from edgeclf.runtime import mqtt_messages as messages
 from edgeclf.runtime.decision import INVALID, Decision
 from edgeclf.runtime.events import Health, Seen, Skipped, SourceChanged, Stages
-from edgeclf.runtime.mqtt import Mqtt, open_mqtt
+from edgeclf.runtime.sinks import mqtt_messages as messages
+from edgeclf.runtime.sinks.mqtt import Mqtt, open_mqtt
 
 MODEL = "cats-dogs"
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from edgeclf.core.errors import ConfigError, StorageError
-from edgeclf.runtime.csv_sink import CsvLines
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Event, Health, Other, Seen, Skipped, SourceChanged, Stages
-from edgeclf.runtime.file_sinks import Changes
-from edgeclf.runtime.jsonl import JsonLines
-from edgeclf.runtime.rows import COLUMNS, row
-from edgeclf.runtime.sqlite_sink import Database
+from edgeclf.runtime.sinks.csv_sink import CsvLines
+from edgeclf.runtime.sinks.files import Changes
+from edgeclf.runtime.sinks.jsonl import JsonLines
+from edgeclf.runtime.sinks.rows import COLUMNS, row
+from edgeclf.runtime.sinks.sqlite_sink import Database
 
 
 def seen(label: str = "cat", changed: bool = False, frame: int = 0, other: Other | None = None) -> Seen:

@@ -18,10 +18,10 @@ import pytest
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.runtime.decision import INVALID, Decision
 from edgeclf.runtime.events import Event, Seen, Skipped, SourceChanged, Stages, record
-from edgeclf.runtime.jsonl import JsonLines
-from edgeclf.runtime.sinks import PICTURES, Background, Paused, end_all
-from edgeclf.runtime.terminal import Lines
-from edgeclf.runtime.window import ESCAPE, Window, labelled, need_display
+from edgeclf.runtime.sinks.jsonl import JsonLines
+from edgeclf.runtime.sinks.sink import PICTURES, Background, Paused, end_all
+from edgeclf.runtime.sinks.terminal import Lines
+from edgeclf.runtime.sinks.window import ESCAPE, Window, labelled, need_display
 
 
 def seen(label: str = "cat", changed: bool = False, frame: int = 0, name: str = "") -> Seen:
@@ -387,7 +387,7 @@ def test_without_a_terminal_there_is_a_line_for_a_change_and_not_for_every_frame
 def test_without_a_terminal_a_steady_answer_is_repeated_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a log shows that the program lives."""
     now = [100.0]
-    monkeypatch.setattr("edgeclf.runtime.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgeclf.runtime.sinks.terminal.time.monotonic", lambda: now[0])
     out = io.StringIO()
     lines = Lines(out)
     for _ in range(35):

@@ -15,12 +15,12 @@ import pytest
 
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import ConfigError, DataError, SourceError
-from edgeclf.runtime import readers, v4l
-from edgeclf.runtime.camera import find_source
-from edgeclf.runtime.capture import Capture, Change, Timing
-from edgeclf.runtime.readers import VideoReader, as_bgr, given_instead
-from edgeclf.runtime.source import Picture, Source
-from edgeclf.runtime.v4l import Camera, cameras, in_use, no_permission, plugged, stable_name
+from edgeclf.runtime.sources import readers, v4l
+from edgeclf.runtime.sources.camera import find_source
+from edgeclf.runtime.sources.capture import Capture, Change, Timing
+from edgeclf.runtime.sources.readers import VideoReader, as_bgr, given_instead
+from edgeclf.runtime.sources.source import Picture, Source
+from edgeclf.runtime.sources.v4l import Camera, cameras, in_use, no_permission, plugged, stable_name
 
 NOISE = np.random.RandomState(0).randint(0, 256, (48, 64, 3), np.uint8)
 

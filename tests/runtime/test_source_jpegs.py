@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeclf.core.errors import DataError
-from edgeclf.runtime import jpegs
-from edgeclf.runtime.jpegs import Splitter, decode_frame, is_jpeg
+from edgeclf.runtime.sources import jpegs
+from edgeclf.runtime.sources.jpegs import Splitter, decode_frame, is_jpeg
 
 NOISE = np.random.RandomState(0).randint(0, 256, (60, 80, 3), np.uint8)
 

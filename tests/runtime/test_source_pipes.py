@@ -21,12 +21,12 @@ from live_fakes import drain
 
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
-from edgeclf.runtime import pipes
-from edgeclf.runtime.camera import find_source
-from edgeclf.runtime.capture import Capture, Change, Timing
-from edgeclf.runtime.picamera import open_picamera
-from edgeclf.runtime.pipes import ChildReader, open_rpicam
-from edgeclf.runtime.source import Reader, Source
+from edgeclf.runtime.sources import pipes
+from edgeclf.runtime.sources.camera import find_source
+from edgeclf.runtime.sources.capture import Capture, Change, Timing
+from edgeclf.runtime.sources.picamera import open_picamera
+from edgeclf.runtime.sources.pipes import ChildReader, open_rpicam
+from edgeclf.runtime.sources.source import Reader, Source
 
 SMALL = CameraSection(64, 48, 30)
 QUICK = Timing(stall_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
@@ -253,7 +253,7 @@ def test_the_camera_process_does_not_outlive_its_parent(monkeypatch: pytest.Monk
     """A parent that is killed takes the child with it, though that hangs in a capture."""
     monkeypatch.setenv("FAKE", "hangs")
     code = (
-        "import os, time; from edgeclf.runtime.camera import find_source\n"
+        "import os, time; from edgeclf.runtime.sources.camera import find_source\n"
         "reader = find_source('picamera2:0').open(); reader.read()\n"
         "print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True); time.sleep(600)"
     )

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from edgeclf.core.errors import SourceError
-from edgeclf.runtime.camera import find_source
-from edgeclf.runtime.capture import Capture, Change
+from edgeclf.runtime.sources.camera import find_source
+from edgeclf.runtime.sources.capture import Capture, Change
 
 SERVER = Path(__file__).parents[2] / "tools" / "rtsp_server.py"
 SYSTEM_PYTHON = "/usr/bin/python3"

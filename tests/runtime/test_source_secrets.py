@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from edgeclf.core.errors import SourceError
-from edgeclf.runtime.camera import find_source
+from edgeclf.runtime.sources.camera import find_source
 
 UNESCAPED = "keeper:p@ss/word#"
 ESCAPED = "keeper:p%40ss%2Fword%23"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from edgeclf.runtime import state as module
 from edgeclf.runtime.decision import Decision, State
 from edgeclf.runtime.events import Seen, Stages
+from edgeclf.runtime.sinks.telling import Selected
 from edgeclf.runtime.state import OLDEST_S, Keeper, dumped, loaded, read_states
-from edgeclf.runtime.telling import Selected
 
 LABELS = ("cat", "dog")
 NOW_S = 1_700_000_000.0

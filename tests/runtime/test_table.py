@@ -10,7 +10,7 @@ import pytest
 
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Health, Seen, Skipped, SourceChanged, Stages
-from edgeclf.runtime.table import Table
+from edgeclf.runtime.sinks.table import Table
 
 
 def seen(source: str = "door", label: str = "cat", changed: bool = False, frame: int = 0, invoke_ms: float = 4.5) -> Seen:

@@ -13,8 +13,8 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.files import cache_folder
 from edgeclf.core.image import ImageSpec, Pixels
-from edgeclf.runtime import threads
 from edgeclf.runtime.classifier import Classifier
+from edgeclf.runtime.device import threads
 from edgeclf.runtime.engine import Scores
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclf.runtime import vitals
+from edgeclf.runtime.device import vitals
 
 
 def put(root: Path, name: str, text: str) -> None:
@@ -95,6 +95,6 @@ def test_it_needs_the_standard_library_alone() -> None:
     """`doctor` reads vitals where numpy and OpenCV are broken."""
     import sys
 
-    code = "import sys, edgeclf.runtime.vitals as v; v.read_vitals(); print({'numpy', 'cv2'} & set(sys.modules))"
+    code = "import sys, edgeclf.runtime.device.vitals as v; v.read_vitals(); print({'numpy', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

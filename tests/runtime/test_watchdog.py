@@ -17,12 +17,12 @@ from broker import wait_for
 from edgeclf.core.errors import ConfigError, SourceError
 from edgeclf.core.image import Pixels
 from edgeclf.core.live_settings import GateSection
-from edgeclf.runtime.camera import Picture, Source
-from edgeclf.runtime.capture import Timing
 from edgeclf.runtime.events import Health
 from edgeclf.runtime.live import Live, Stop
 from edgeclf.runtime.scoring import Scored
-from edgeclf.runtime.watchdog import Watchdog, open_watchdog, period
+from edgeclf.runtime.sinks.watchdog import Watchdog, open_watchdog, period
+from edgeclf.runtime.sources.camera import Picture, Source
+from edgeclf.runtime.sources.capture import Timing
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 

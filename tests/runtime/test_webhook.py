@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from broker import wait_for
 
-from edgeclf.runtime import webhook as module
 from edgeclf.runtime.decision import Decision
 from edgeclf.runtime.events import Seen, Stages
-from edgeclf.runtime.telling import Selected, changes
-from edgeclf.runtime.webhook import Webhook
+from edgeclf.runtime.sinks import webhook as module
+from edgeclf.runtime.sinks.telling import Selected, changes
+from edgeclf.runtime.sinks.webhook import Webhook
 
 
 def seen(label: str = "cat", changed: bool = True) -> Seen:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.capture import CaptureState
 from edgeclf.runtime.events import Event, Health, Seen, Skipped, SourceChanged, record
+from edgeclf.runtime.sources.capture import CaptureState
 
 HISTORY = 200  # changes, states and skips that are remembered
 SKIP_APART_S = 1.0  # a broken camera must not push everything else out of the history

@@ -17,7 +17,7 @@ from edgeclf.core.live_settings import WebSection, host_and_port
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.decision import Rules
 from edgeclf.runtime.events import Event
-from edgeclf.runtime.sinks import CLOSE_S
+from edgeclf.runtime.sinks.sink import CLOSE_S
 from edgeclf.runtime.web.app import Limits, make_app
 from edgeclf.runtime.web.board import Board
 from edgeclf.runtime.web.desk import Desk

@@ -23,12 +23,12 @@ from edgeclf.core.image import Pixels
 from edgeclf.core.results import Interval, Latency, Size
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.decision import Rules, State, decide
+from edgeclf.runtime.device.monitor import DeviceMonitor
+from edgeclf.runtime.device.vitals import temperature_c
 from edgeclf.runtime.events import Seen, record
 from edgeclf.runtime.events import Stages as SeenStages
 from edgeclf.runtime.latency import FRAME_HEIGHT, FRAME_WIDTH, Bench, ColdStart, Machine, ThreadTiming
-from edgeclf.runtime.monitor import DeviceMonitor
 from edgeclf.runtime.scoring import scorer
-from edgeclf.runtime.vitals import temperature_c
 
 SCHEMA = 1
 STAGE_SECONDS = 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeclf.core.errors import ConfigError, MissingExtra
 from edgeclf.runtime.events import Event, Seen, SourceChanged
-from edgeclf.runtime.telling import Complaints
+from edgeclf.runtime.sinks.telling import Complaints
 
 GONE = ("reconnecting", "ended")  # states in which the last answer says nothing of what is there now
 

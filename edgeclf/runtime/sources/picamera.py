@@ -13,9 +13,9 @@ import numpy as np
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.text import printable
-from edgeclf.runtime.picamera_child import HEAD_BYTES
-from edgeclf.runtime.pipes import SILENCE_S, Child, ChildReader, Pipe, python
-from edgeclf.runtime.source import Picture
+from edgeclf.runtime.sources.picamera_child import HEAD_BYTES
+from edgeclf.runtime.sources.pipes import SILENCE_S, Child, ChildReader, Pipe, python
+from edgeclf.runtime.sources.source import Picture
 
 CHILD = Path(__file__).with_name("picamera_child.py")
 MAX_SIDE = 16384

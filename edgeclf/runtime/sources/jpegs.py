@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import Pixels, decode
-from edgeclf.runtime.source import Picture
+from edgeclf.runtime.sources.source import Picture
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 MAX_FRAME_BYTES = 32 << 20

@@ -1,6 +1,7 @@
 """Frame sources: what `--source` names.
 
-A source is opened to a reader, which blocks until it has the next picture; `runtime/capture.py` runs it in a thread of its own.
+A source is opened to a reader, which blocks until it has the next picture; `runtime/sources/capture.py` runs it in a thread
+of its own.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import SourceError
 from edgeclf.core.image import EXTENSIONS
-from edgeclf.runtime.picamera import open_picamera
-from edgeclf.runtime.pipes import StdinReader, open_rpicam
-from edgeclf.runtime.readers import FolderReader, SyntheticReader, VideoReader
-from edgeclf.runtime.source import Picture, Reader, Source
-from edgeclf.runtime.streams import PORTS, answers, redact, scheme_of
-from edgeclf.runtime.v4l import Camera, cameras
+from edgeclf.runtime.sources.picamera import open_picamera
+from edgeclf.runtime.sources.pipes import StdinReader, open_rpicam
+from edgeclf.runtime.sources.readers import FolderReader, SyntheticReader, VideoReader
+from edgeclf.runtime.sources.source import Picture, Reader, Source
+from edgeclf.runtime.sources.streams import PORTS, answers, redact, scheme_of
+from edgeclf.runtime.sources.v4l import Camera, cameras
 
 __all__ = ["KINDS", "SYNTHETIC", "Picture", "Reader", "Source", "cameras", "find_source", "redact"]
 

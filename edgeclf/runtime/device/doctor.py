@@ -1,6 +1,6 @@
 """Doctor: whether this machine can run edgeclf; each trouble with its cause and the command that mends it.
 
-    python3 -m edgeclf.runtime.doctor
+    python3 -m edgeclf.runtime.device.doctor
 
 runs it without installing anything, also on a Python that is too old for edgeclf itself.
 """
@@ -12,8 +12,18 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 
-from edgeclf.runtime.facts import EXTRAS, MQTT_PORT, OPENCV_WHEELS, RUNTIMES, SELF_TEST_MODEL, WEB_PORT, Facts, Trial, gather
-from edgeclf.runtime.vitals import complaints
+from edgeclf.runtime.device.facts import (
+    EXTRAS,
+    MQTT_PORT,
+    OPENCV_WHEELS,
+    RUNTIMES,
+    SELF_TEST_MODEL,
+    WEB_PORT,
+    Facts,
+    Trial,
+    gather,
+)
+from edgeclf.runtime.device.vitals import complaints
 
 OK, WARNING, FAILING = "ok", "warning", "failing"
 OLDEST, NEWEST = (3, 11), (3, 13)  # NEWEST is the last for which LiteRT has been seen to have wheels

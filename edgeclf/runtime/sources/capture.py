@@ -16,8 +16,8 @@ from typing import Literal
 
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.readers import as_bgr
-from edgeclf.runtime.source import Picture, Reader, Source
+from edgeclf.runtime.sources.readers import as_bgr
+from edgeclf.runtime.sources.source import Picture, Reader, Source
 
 CaptureState = Literal["starting", "live", "stalled", "reconnecting", "ended"]
 

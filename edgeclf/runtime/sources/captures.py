@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from edgeclf.core.errors import SourceError
-from edgeclf.runtime.capture import NAP_S, Broken, Capture, CaptureState, Change, Counts, Frame, Timing
-from edgeclf.runtime.source import Source
+from edgeclf.runtime.sources.capture import NAP_S, Broken, Capture, CaptureState, Change, Counts, Frame, Timing
+from edgeclf.runtime.sources.source import Source
 
 
 class Captures:

@@ -9,7 +9,7 @@ import cv2
 
 from edgeclf.core.image import Pixels
 from edgeclf.runtime.events import Event, Seen, is_change, record
-from edgeclf.runtime.keeping import Folder, stem
+from edgeclf.runtime.sinks.keeping import Folder, stem
 
 QUALITY = 90
 

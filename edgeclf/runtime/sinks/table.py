@@ -15,7 +15,7 @@ import numpy as np
 from edgeclf.core.image import Pixels
 from edgeclf.core.text import printable
 from edgeclf.runtime.events import Event, Health, Seen, Skipped, SourceChanged, Stages, describe
-from edgeclf.runtime.sinks import CLOSE_S
+from edgeclf.runtime.sinks.sink import CLOSE_S
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from edgeclf.core.live_settings import LiveSettings, SnapshotsSection
-from edgeclf.runtime.clips import Clips
-from edgeclf.runtime.csv_sink import CsvLines
 from edgeclf.runtime.decision import check_answers
 from edgeclf.runtime.events import Event, Seen
-from edgeclf.runtime.jsonl import JsonLines
-from edgeclf.runtime.keeping import Folder
-from edgeclf.runtime.sinks import Background, Writer
-from edgeclf.runtime.snapshots import Snapshots
-from edgeclf.runtime.sqlite_sink import APART_S, Database
+from edgeclf.runtime.sinks.clips import Clips
+from edgeclf.runtime.sinks.csv_sink import CsvLines
+from edgeclf.runtime.sinks.jsonl import JsonLines
+from edgeclf.runtime.sinks.keeping import Folder
+from edgeclf.runtime.sinks.sink import Background, Writer
+from edgeclf.runtime.sinks.snapshots import Snapshots
+from edgeclf.runtime.sinks.sqlite_sink import APART_S, Database
 
 TO_STDOUT = "-"
 

@@ -17,7 +17,7 @@ from edgeclf.core.errors import ConfigError
 from edgeclf.core.live_settings import command_words
 from edgeclf.core.text import printable
 from edgeclf.runtime.events import Event, Seen, record
-from edgeclf.runtime.telling import Complaints
+from edgeclf.runtime.sinks.telling import Complaints
 
 KEPT_BACK = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "EDGECLF_MQTT_PASSWORD", "EDGECLF_WEB_TOKEN")
 NAP_S = 0.1

@@ -10,10 +10,10 @@ from pathlib import Path
 from edgeclf.core.card import ModelCard
 from edgeclf.core.live_settings import LiveSettings
 from edgeclf.runtime.decision import check_answers
-from edgeclf.runtime.sinks import Sink
+from edgeclf.runtime.sinks.sink import Sink
+from edgeclf.runtime.sinks.telling import Selected, changes
+from edgeclf.runtime.sinks.watchdog import open_watchdog
 from edgeclf.runtime.state import Keeper
-from edgeclf.runtime.telling import Selected, changes
-from edgeclf.runtime.watchdog import open_watchdog
 
 HOOKS = 64  # changes that wait for a webhook
 COUNTED = 4096  # events that wait to be counted
@@ -38,30 +38,30 @@ def outward(
     check_answers(actions.labels, "actions.labels: the model has no label", card.labels)
     check_answers(actions.gpio_labels, "--gpio: the model has no label", card.labels)
     if service.metrics:
-        from edgeclf.runtime.metrics import Metrics
+        from edgeclf.runtime.sinks.metrics import Metrics
 
         metrics = Metrics(service.metrics, card.name, sources, __version__)
         tell(f"metrics: {metrics.page.url}")
         yield Selected("metrics", metrics, lambda event: True, COUNTED, warn=warn, apart_s=COUNTED_S)
     if actions.gpio_pin >= 0:
-        from edgeclf.runtime.gpio import GpioPin, open_pin
+        from edgeclf.runtime.sinks.gpio import GpioPin, open_pin
 
         pin = GpioPin(open_pin(actions.gpio_pin), actions.gpio_labels, warn)
         yield Selected("gpio", pin, pin.is_due, NEWEST, warn=warn)
     if actions.command:
-        from edgeclf.runtime.command import Command
+        from edgeclf.runtime.sinks.command import Command
 
         ending = threading.Event()
         command = Command(actions.command, actions.command_s, ending, warn)
         yield Selected("command", command, changes(actions.labels), NEWEST, ending, warn)
     if actions.webhook:
-        from edgeclf.runtime.webhook import Webhook
+        from edgeclf.runtime.sinks.webhook import Webhook
 
         ending = threading.Event()
         webhook = Webhook(actions.webhook, actions.webhook_s, ending, warn)
         yield Selected("webhook", webhook, changes(actions.labels), HOOKS, ending, warn)
     if settings.mqtt.address:
-        from edgeclf.runtime.mqtt import open_mqtt
+        from edgeclf.runtime.sinks.mqtt import open_mqtt
 
         mqtt = open_mqtt(settings.mqtt, card.name, sources, warn)
         tell(f"mqtt: topics under {mqtt.topic}")

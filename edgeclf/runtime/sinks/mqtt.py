@@ -13,11 +13,11 @@ from edgeclf.core.addresses import Address, broker_address, secret
 from edgeclf.core.errors import ConfigError, MissingExtra
 from edgeclf.core.image import Pixels
 from edgeclf.core.live_settings import MqttSection
-from edgeclf.runtime import mqtt_messages as messages
 from edgeclf.runtime.decision import INVALID
 from edgeclf.runtime.events import Event, Health, Seen, Skipped, SourceChanged, record
-from edgeclf.runtime.mqtt_messages import OFFLINE, ONLINE, Naming
-from edgeclf.runtime.telling import Complaints
+from edgeclf.runtime.sinks import mqtt_messages as messages
+from edgeclf.runtime.sinks.mqtt_messages import OFFLINE, ONLINE, Naming
+from edgeclf.runtime.sinks.telling import Complaints
 
 PASSWORD = "EDGECLF_MQTT_PASSWORD"
 IN_FLIGHT = 20  # messages that the broker has not confirmed; what paho sends at once

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from edgeclf.runtime.appended import Appended
 from edgeclf.runtime.events import Event, record
+from edgeclf.runtime.sinks.appended import Appended
 
 
 class JsonLines:

@@ -17,8 +17,8 @@ import numpy as np
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.text import printable
-from edgeclf.runtime.jpegs import Splitter, picture_of
-from edgeclf.runtime.source import Picture
+from edgeclf.runtime.sources.jpegs import Splitter, picture_of
+from edgeclf.runtime.sources.source import Picture
 
 CHUNK = 1 << 16
 PIPE_BYTES = 1 << 20  # a whole frame fits, so that it costs few switches between processes

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from edgeclf.core.addresses import Address, web_address
 from edgeclf.runtime.events import Event, record
-from edgeclf.runtime.telling import Complaints
+from edgeclf.runtime.sinks.telling import Complaints
 
 WAITS_S = (0.5, 2.0)  # before the second and the third try
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which another try makes sense (RFC 9110 and 6585)

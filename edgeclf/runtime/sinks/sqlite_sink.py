@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.runtime.events import Event
-from edgeclf.runtime.rows import COLUMNS, row
+from edgeclf.runtime.sinks.rows import COLUMNS, row
 
 VERSION = 1
 BUSY_S = 0.5  # for a lock that another program holds; less than a sink has for closing

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core.errors import ConfigError
-from edgeclf.runtime.appended import Appended
 from edgeclf.runtime.events import Event
-from edgeclf.runtime.rows import COLUMNS, row
+from edgeclf.runtime.sinks.appended import Appended
+from edgeclf.runtime.sinks.rows import COLUMNS, row
 
 LONGEST_LINE = 1 << 16
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from edgeclf.runtime.capture import CaptureState
-from edgeclf.runtime.cooling import Cooling
+from edgeclf.runtime.device.cooling import Cooling
+from edgeclf.runtime.device.vitals import Device, Vitals, complaints, peak_bytes, read_vitals
 from edgeclf.runtime.events import Health
-from edgeclf.runtime.vitals import Device, Vitals, complaints, peak_bytes, read_vitals
+from edgeclf.runtime.sources.capture import CaptureState
 
 INTERVAL_S = 2.0
 CLOSE_S = 0.2  # a run must end soon, also while /sys hangs

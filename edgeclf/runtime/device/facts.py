@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
 
-from edgeclf.runtime import vitals
+from edgeclf.runtime.device import vitals
 
 CHILD_SECONDS = 90.0  # a Raspberry Pi Zero 2 W imports OpenCV in ten
 SELF_TEST_MODEL = "compact-digits"

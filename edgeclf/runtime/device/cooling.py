@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeclf.core.image import Pixels
-from edgeclf.runtime.capture import Frame
 from edgeclf.runtime.live import Gate
+from edgeclf.runtime.sources.capture import Frame
 
 FIRST_APART_S = 0.1  # ten frames a second is what a hot board begins with
 MOST_APART_S = 1.0

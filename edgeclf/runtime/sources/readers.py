@@ -12,9 +12,9 @@ import numpy as np
 from edgeclf.core.devices import CameraSection
 from edgeclf.core.errors import DataError, SourceError
 from edgeclf.core.image import Pixels, decode, picture_bytes
-from edgeclf.runtime.jpegs import is_jpeg, picture_of
-from edgeclf.runtime.source import Picture
-from edgeclf.runtime.v4l import Camera, holders_of, in_use
+from edgeclf.runtime.sources.jpegs import is_jpeg, picture_of
+from edgeclf.runtime.sources.source import Picture
+from edgeclf.runtime.sources.v4l import Camera, holders_of, in_use
 
 # FFmpeg writes addresses, credentials included, into its log; V4L2 waits 10 s for a camera that was pulled out.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

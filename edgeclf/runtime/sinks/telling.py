@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edgeclf.core.image import Pixels
 from edgeclf.runtime.events import Event, is_change
-from edgeclf.runtime.sinks import Background, Writer
+from edgeclf.runtime.sinks.sink import Background, Writer
 
 
 class Complaints:

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgeclf.core.image import Pixels
 from edgeclf.runtime.events import Event, Seen, SourceChanged, is_change
-from edgeclf.runtime.keeping import Folder, stem
-from edgeclf.runtime.sinks import Paused
-from edgeclf.runtime.snapshots import encoded
+from edgeclf.runtime.sinks.keeping import Folder, stem
+from edgeclf.runtime.sinks.sink import Paused
+from edgeclf.runtime.sinks.snapshots import encoded
 
 FPS = 10.0
 QUALITY = 80

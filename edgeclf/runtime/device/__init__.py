@@ -1,0 +1,1 @@
+"""The device itself: what it has, how it does, and what was measured on it."""
