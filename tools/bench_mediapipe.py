@@ -5,13 +5,15 @@
 MediaPipe is no dependency: `--mediapipe` names a Python of an environment that has it. Each round starts a fresh process for
 either, which gets 640x480 BGR frames from memory, one every 1/fps seconds, and notes how long each took from there to its
 label, and its peak memory. MediaPipe's has to be turned to RGB first, as every user of a camera must. Two threads for edgeclf
-unless told otherwise; MediaPipe chooses its own. Medians over the rounds.
+unless told otherwise; MediaPipe chooses its own. Medians over the rounds. On a machine with other work, start it under
+`chrt -f 10`, which both then inherit: what waits for a core is no cost of either; the result says so as `scheduler`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -63,6 +65,7 @@ def compare(given: argparse.Namespace) -> None:
     found = {name: {key: round(statistics.median(r[key] for r in each), 3) for key in NAMES} for name, each in rounds.items()}
     result = {
         "machine": vars(this_machine()),
+        "scheduler": scheduler(),
         "file": given.file.name,
         "fps": given.fps,
         "threads": given.threads,
@@ -73,6 +76,11 @@ def compare(given: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2))
     if given.out:
         write_json(given.out, result)
+
+
+def scheduler() -> str:
+    """What this process and its children get a core by."""
+    return {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "first in, first out"}.get(os.sched_getscheduler(0), "other")
 
 
 def figures(seconds: list[float]) -> dict[str, float]:
@@ -92,6 +100,7 @@ def frames() -> list[np.ndarray]:
 def through_edgeclf(file: Path, count: int, fps: float, threads: int) -> list[float]:
     """Seconds from each frame's reading to its label, through `Live` with a sink that takes the times."""
     from edgeclf.runtime.classifier import Classifier
+    from edgeclf.runtime.device import heap
     from edgeclf.runtime.events import Seen
     from edgeclf.runtime.live import Limits, Live
     from edgeclf.runtime.scoring import scorer
@@ -121,9 +130,12 @@ def through_edgeclf(file: Path, count: int, fps: float, threads: int) -> list[fl
         def close(self):
             return True
 
+    heap.share()  # as `run` does, and `settled` too
     classifier, times = Classifier.load(file, threads), Times()
+    rules = classifier.rules
     source = Source("memory", Memory, live=True)
-    Live([source], scorer(classifier), classifier.labels, sinks=[times], limits=Limits(max_frames=count)).run()
+    with heap.settled():
+        Live([source], scorer(classifier, rules.by_energy), classifier.labels, rules, [times], Limits(max_frames=count)).run()
     return times.seconds
 
 

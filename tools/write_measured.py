@@ -111,7 +111,7 @@ def _sparse(name: str, files: dict[str, Any]) -> tuple[str, str]:
 def _live(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What the live loop costs and withstands."""
     live, rival, web, kill, fuzz = (found[name] for name in ("live", "mediapipe", "web", "kill", "fuzz"))
-    loop, age, soak = live["loop"], live["age"], live["soak"]
+    loop, age, soak, memory = (live[part] for part in ("loop", "age", "soak", "memory"))
     watched = web["at"]["30 fps asked"]
     ours, theirs, ratio = rival["edgeclf"], rival["mediapipe"], rival["ratio"]
     return [
@@ -124,6 +124,14 @@ def _live(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             "live",
             f"age of a frame at its label, camera at {age['interval_ms']} ms, network at {age['invoke_p50_ms']} ms",
             f"p50 {age['age_p50_ms']} ms, p99 {age['age_p99_ms']} ms",
+        ),
+        *(
+            (
+                "live",
+                f"peak memory of `run {file}` at 640×480: alone, with every file sink, with the page, on an RTSP stream",
+                ", ".join(str(kinds[kind]["peak_mb"]) for kind in ("plain", "files", "page", "rtsp")) + " MB",
+            )
+            for file, kinds in memory.items()
         ),
         (
             "live",

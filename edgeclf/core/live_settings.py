@@ -291,6 +291,8 @@ class LiveSettings:
             raise ConfigError("sources: none given")
         if len(set(self.sources)) != len(self.sources):
             raise ConfigError("sources: one is given twice")
+        if self.compare.folder and self.compare.folder == self.snapshots.folder:
+            raise ConfigError(f"{self.compare.folder}: given for snapshots and for disagreements; give each a folder of its own")
 
 
 def read_settings(path: Path) -> LiveSettings:

@@ -172,7 +172,8 @@ def logits_view(data: bytes) -> bytes:
     if logits is None:
         return data
     at, _ = _main_graph(root_table(data, "model")).vector_place(2, 4)
-    return data[:at] + struct.pack("<i", logits) + data[at + 4 :]
+    rest = memoryview(data)
+    return b"".join((rest[:at], struct.pack("<i", logits), rest[at + 4 :]))
 
 
 def logits_tensor(model: TfliteModel) -> int | None:

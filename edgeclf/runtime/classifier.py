@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.calibrate import softmax as softmax
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ModelError
 from edgeclf.core.image import Pixels, prepare
+from edgeclf.core.tflite import logits_view
 from edgeclf.core.unknown import energy
 from edgeclf.runtime import foreign, onnx, shipped
 from edgeclf.runtime.decision import UNKNOWN, Rules, card_rules
+from edgeclf.runtime.decision import likeliest as likeliest
 from edgeclf.runtime.engine import Engine, Normalize, Scores, open_engine
 
 
@@ -132,7 +132,8 @@ def from_bundle(
     if onnx.is_onnx(bundle.name):
         return _from_onnx(bundle, threads, labels, normalize, probed)
     card = foreign.card_of(bundle, labels, normalize)
-    carded = replace(bundle, card=card)
+    # The one copy of the model that stays in memory is the one that the engine computes.
+    carded = replace(bundle, card=card, model=logits_view(bundle.model))
     engine = open_engine(carded, threads, probed)
     return Classifier(engine, card, bundle.card is not None, lambda wanted: open_engine(carded, wanted, probed=True))
 
@@ -152,11 +153,3 @@ def given_labels(labels: Path | str | tuple[str, ...] | None) -> tuple[str, ...]
     if labels is None:
         return ()
     return labels if isinstance(labels, tuple) else foreign.read_labels(Path(labels))
-
-
-def likeliest(scores: Scores, top: int) -> list[int]:
-    """Indices of the `top` highest of (classes,) finite scores, highest first; of equal ones the first class."""
-    top = max(1, min(top, len(scores)))
-    candidates = np.flatnonzero(scores >= np.partition(scores, -top)[-top])  # 1,000 classes: a third of the time of a sort
-    order: list[int] = candidates[np.argsort(-scores[candidates], kind="stable")][:top].tolist()
-    return order

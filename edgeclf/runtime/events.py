@@ -132,7 +132,7 @@ def record(event: Event) -> dict[str, Any]:
         "stable": decision.stable,
         "changed": decision.changed,
         "top": [{"label": label, "score": round(score, 5)} for label, score in decision.top],
-        **{name: round(value, 3) for name, value in asdict(stages).items()},
+        **{name: round(value, 3) for name, value in vars(stages).items()},
         **compared,
     }
 

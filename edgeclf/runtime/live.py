@@ -30,7 +30,7 @@ NAP_S = 0.2  # the longest wait before the loop looks whether it is to stop
 KEPT_TIMES = 4096
 RATE_MEMORY = 0.9  # weight of the past in the frame rate that is shown
 MEMORY_LIMIT = "memory limit"
-TIMED = tuple(f.name.removesuffix("_ms") for f in fields(Stages))
+TIMED = {f.name.removesuffix("_ms"): f.name for f in fields(Stages)}
 STAGES = ("wait", *TIMED, "emit")
 
 
@@ -73,8 +73,11 @@ class Gate(Protocol):
 class Monitor(Protocol):
     """Watches the device; asked by the loop all the time, so it must answer at once."""
 
-    def news(self, states: Mapping[str, CaptureState], labelled: int, lost: Mapping[str, int]) -> Health | None:
-        """What the device says, every few seconds; None in between."""
+    def is_due(self) -> bool:
+        """Whether there are news, as every few seconds."""
+
+    def news(self, states: Mapping[str, CaptureState], labelled: int, lost: Mapping[str, int]) -> Health:
+        """What the device says; the next is due a few seconds later."""
 
     def close(self) -> None:
         """Nothing more will be asked."""
@@ -324,8 +327,8 @@ class Live:
             counts["invalid"] += 1
         else:
             self._tally.labels[decision.label] += 1
-        for name in TIMED:
-            times[name].add(getattr(stages, f"{name}_ms") / 1000)
+        for name, key in TIMED.items():
+            times[name].add(getattr(stages, key) / 1000)
         if self._last_s:
             apart = now - self._last_s
             self._apart_s = RATE_MEMORY * self._apart_s + (1 - RATE_MEMORY) * apart if self._apart_s else apart
@@ -358,11 +361,9 @@ class Live:
             else:
                 self._tally.note = news.detail if news.state == "ended" and news.detail else self._tally.note
                 self._tell(SourceChanged(time.time(), name, news.state, news.detail))
-        if self._monitor:
+        if self._monitor and self._monitor.is_due():
             valid = self._tally.counts["frames"] - self._tally.counts["invalid"]
-            health = self._monitor.news(self._captures.states(), valid, self._lost())
-            if health:
-                self._heed(health)
+            self._heed(self._monitor.news(self._captures.states(), valid, self._lost()))
 
     def _heed(self, health: Health) -> None:
         self._tally.throttled.update(health.throttled)

@@ -35,8 +35,8 @@ Scorer: TypeAlias = Callable[[Pixels], Scored]
 """A BGR frame, uint8 (height, width, 3), in."""
 
 
-def scorer(classifier: Classifier) -> Scorer:
-    """The classifier's answers, each stage timed."""
+def scorer(classifier: Classifier, with_energy: bool = True) -> Scorer:
+    """The classifier's answers, each stage timed; the energy stays 0 without `with_energy`, where nothing decides by it."""
     card, engine = classifier.card, classifier.engine
 
     def scored(frame: Pixels) -> Scored:
@@ -45,7 +45,8 @@ def scorer(classifier: Classifier) -> Scorer:
         resized = time.perf_counter()
         logits = engine.infer(batch)[0]
         invoked = time.perf_counter()
-        return Scored(softmax(logits, card.temperature), resized - start, invoked - resized, energy(logits, card.temperature))
+        measured = energy(logits, card.temperature) if with_energy else 0.0
+        return Scored(softmax(logits, card.temperature), resized - start, invoked - resized, measured)
 
     return scored
 

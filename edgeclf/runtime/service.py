@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from edgeclf.core.live_settings import LiveSettings
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.comparing import comparing, with_saved
 from edgeclf.runtime.decision import Rules, asked_rules
+from edgeclf.runtime.device import heap
 from edgeclf.runtime.device.cooling import Cooling, cooled
 from edgeclf.runtime.device.monitor import DeviceMonitor
 from edgeclf.runtime.device.threads import Choice, load_measured
@@ -30,9 +32,11 @@ from edgeclf.runtime.sinks.outward import keeper_of, keeping, outward
 from edgeclf.runtime.sinks.sink import Background, Sink, Writer
 from edgeclf.runtime.sinks.table import Table
 from edgeclf.runtime.sinks.terminal import Lines
-from edgeclf.runtime.sinks.window import Window, need_display
 from edgeclf.runtime.sources.camera import Source, find_source
 from edgeclf.runtime.web import open_web
+
+if TYPE_CHECKING:
+    from edgeclf.runtime.sinks.window import Window
 
 READER_GONE = "nobody reads standard output"
 
@@ -70,14 +74,13 @@ def serve(settings: LiveSettings, asked: Asked, stop: Stop, warn: Callable[[str]
 
     Raises ConfigError, SourceError, ModelError, StorageError or MissingExtra before the first frame, and what `Live.run` does.
     """
+    heap.share()
     sources = find_sources(settings)
     classifier, threads = load_measured(settings.model, settings.threads, asked.labels, asked.normalize)
     rules = rules_of(settings, classifier)
     gate = gate_of(settings.gate, sources, rules.settling)
     first_ms = warm_up(classifier, settings)
-    if asked.window:
-        need_display()
-    window = Window(lambda: stop.because("window closed")) if asked.window else None
+    window = open_window(stop) if asked.window else None
     table = Table(sys.stdout, [source.name for source in sources]) if asked.table and sys.stdout.isatty() else None
     if table:
         warn, asked = table.note, replace(asked, tell=table.note)
@@ -91,7 +94,7 @@ def serve(settings: LiveSettings, asked: Asked, stop: Stop, warn: Callable[[str]
             sinks.append(keeping(keeper, warn))
         live = Live(
             sources,
-            scorer(classifier),
+            scorer(classifier, rules.by_energy),
             classifier.labels,
             rules,
             [*sinks, window] if window else sinks,
@@ -105,7 +108,9 @@ def serve(settings: LiveSettings, asked: Asked, stop: Stop, warn: Callable[[str]
         )
         if keeper:
             keeper.follow(live.states)
-        summary = with_device(window.host(live.run) if window else live.run(), monitor.device())
+        with heap.settled():
+            summary = window.host(live.run) if window else live.run()
+        summary = with_device(summary, monitor.device())
     return Served(with_saved(summary, disagreements), live.blocked, first_ms, threads)
 
 
@@ -131,6 +136,14 @@ def with_device(summary: Summary, device: Device) -> Summary:
     return replace(summary, device=device, throttled=tuple(sorted({*summary.throttled, *device.throttled})))
 
 
+def open_window(stop: Stop) -> Window:
+    """A window whose end is that of the run. Raises ConfigError where none can be opened."""
+    from edgeclf.runtime.sinks.window import Window, need_display
+
+    need_display()
+    return Window(lambda: stop.because("window closed"))
+
+
 def warm_up(classifier: Classifier, settings: LiveSettings) -> float:
     """The first answer, in milliseconds; it is slow, so it is made before a camera opens. Raises ModelError."""
     frame = np.zeros((settings.camera.height, settings.camera.width, 3), np.uint8)
@@ -145,7 +158,7 @@ def rules_of(settings: LiveSettings, classifier: Classifier) -> Rules:
     Raises ConfigError when the card lacks the limit that is asked for, or the model the energy.
     """
     rules = asked_rules(classifier.card, settings.decide)
-    if rules.unknown_by == "energy":
+    if rules.by_energy:
         need_energy(classifier)
     return rules
 

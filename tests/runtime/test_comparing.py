@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import threading
 import time
@@ -16,20 +15,22 @@ import numpy as np
 import pytest
 from live_fakes import Seer
 
-from edgeclf.core import files
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.errors import ConfigError, ModelError, StorageError
 from edgeclf.core.image import Pixels
-from edgeclf.core.live_settings import CompareSection, DecideSection, GateSection
+from edgeclf.core.live_settings import CompareSection, DecideSection, GateSection, LiveSettings, SnapshotsSection
 from edgeclf.core.results import wilson
 from edgeclf.core.unknown import UnknownRule
 from edgeclf.runtime.classifier import Classifier
-from edgeclf.runtime.comparing import PAUSE_S, Keeper, check_labels, comparing, name_of, rules_beside
+from edgeclf.runtime.comparing import check_labels, comparing, rules_beside
 from edgeclf.runtime.decision import Decision, Rules
 from edgeclf.runtime.events import Other, Seen, Stages, describe, record
 from edgeclf.runtime.gate import gate_of
 from edgeclf.runtime.live import Comparison, Live
 from edgeclf.runtime.scoring import Scored, Scorer
+from edgeclf.runtime.sinks.disagreements import Disagreements
+from edgeclf.runtime.sinks.keeping import MB, Folder
+from edgeclf.runtime.sinks.sink import PICTURES, Background
 from edgeclf.runtime.sources.camera import Picture, Source
 
 LABELS = ("dark", "bright")
@@ -169,17 +170,17 @@ def carded(fixtures_folder: Path, path: Path, **changes: object) -> Path:
     return path
 
 
-def test_the_second_model_is_opened_warm_and_closed_with_its_keeper(
+def test_the_second_model_is_opened_warm_and_its_writing_ends_with_it(
     first: Classifier, fixtures_folder: Path, tmp_path: Path
 ) -> None:
     """Its thread ends with the run; the folder is made."""
     section = CompareSection(str(fixtures_folder / "tiny-float32.tflite"), str(tmp_path / "a" / "kept"))
-    with comparing(section, DecideSection(), first, 1, pytest.fail) as (comparison, keeper):
+    with comparing(section, DecideSection(), first, 1, pytest.fail) as (comparison, kept):
         assert comparison is not None
-        assert keeper is not None
+        assert kept is not None
         assert (comparison.name, comparison.labels) == ("tiny-float32.tflite", first.labels)
         assert (tmp_path / "a" / "kept").is_dir()
-    assert not any(thread.name == "edgeclf-disagreements" for thread in threading.enumerate())
+    assert not any(thread.name == "edgeclf-sink-disagreements" for thread in threading.enumerate())
 
 
 def test_labels_in_another_order_are_the_same_and_others_are_refused(
@@ -251,133 +252,134 @@ class Clock:
         return self.now
 
 
+def keeping(
+    folder: Path, clock: Clock, warn: Callable[[str], None] = pytest.fail, **changes: int
+) -> tuple[Disagreements, Background]:
+    """What keeps frames in that folder, and the sink that it writes through, as `comparing` makes them."""
+    section = replace(SECTION, **changes)  # type: ignore[arg-type]
+    kept = Disagreements(Folder(folder, section.min_free_mb, None), section, "full.tflite", warn, clock)
+    return kept, Background(kept, "disagreements", on_trouble=warn)
+
+
 def test_a_kept_frame_is_a_jpeg_and_a_json_of_the_same_name(tmp_path: Path) -> None:
-    """The picture as both were shown it; the record of both answers; a name that any disk takes."""
-    keeper = Keeper(tmp_path, SECTION, "full.tflite", pytest.fail)
-    keeper.keep(seen(), VIEW)
-    assert keeper.close()
-    stem = "20231114T221320250Z-rtsp-10-0-0-9-live-a-b-7"
+    """The picture as both were shown it; the record of both answers; a name that any disk takes and that says both."""
+    kept, sink = keeping(tmp_path, Clock())
+    sink.emit(seen(), VIEW)
+    assert sink.close()
+    stem = "20231114T221320.250000Z_rtsp-10-0-0-9-live-a-b_dark-or-bright"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.jpg", f"{stem}.json"]
     assert cv2.imread(str(tmp_path / f"{stem}.jpg")).shape == VIEW.shape
     table = json.loads((tmp_path / f"{stem}.json").read_text())
     assert (table["label"], table["other"]["label"], table["compared_with"]) == ("dark", "bright", "full.tflite")
-    assert table["picture"] == f"{stem}.jpg"
-    assert keeper.saved == 1
-
-
-def test_names_hold_letters_digits_and_dashes_alone() -> None:
-    """Whatever a source is called."""
-    assert name_of(seen(source="../../etc/päss wd\x00")) == "20231114T221320250Z-etc-p-ss-wd-7"
-    assert len(name_of(seen(source="x" * 500))) < 80
+    assert kept.saved == 1
 
 
 def test_frames_are_kept_at_a_bounded_rate_by_the_monotonic_clock(tmp_path: Path) -> None:
     """Sixty a minute is one a second."""
     clock = Clock()
-    keeper = Keeper(tmp_path, SECTION, "x", pytest.fail, clock)
+    kept, sink = keeping(tmp_path, clock)
     for i in range(35):
-        keeper.keep(seen(i), VIEW)
+        sink.emit(seen(i, time_s=1_700_000_000 + i), VIEW)
+        wait_for(lambda i=i: kept.saved == i // 8 + 1)
         clock.now += 0.125
-    assert keeper.close()
-    assert sorted(int(path.stem.rsplit("-", 1)[1]) for path in tmp_path.glob("*.jpg")) == [0, 8, 16, 24, 32]
+    assert sink.close()
+    assert sorted(json.loads(path.read_text())["frame"] for path in tmp_path.glob("*.json")) == [0, 8, 16, 24, 32]
 
 
 def test_a_full_folder_takes_no_more_and_is_told_once(tmp_path: Path) -> None:
     """Frames of an earlier run count, and stay."""
-    (tmp_path / "earlier.jpg").write_bytes(b"1")
+    earlier, sink = keeping(tmp_path, Clock())
+    sink.emit(seen(), VIEW)
+    assert sink.close()
     clock, warnings = Clock(), list[str]()
-    keeper = Keeper(tmp_path, replace(SECTION, most=3), "x", warnings.append, clock)
+    kept, sink = keeping(tmp_path, clock, warnings.append, most=3)
     for i in range(6):
-        keeper.keep(seen(i), VIEW)
+        sink.emit(seen(i, time_s=1_800_000_000 + i), VIEW)
         clock.now += 100
-        wait_for(lambda i=i: len(list(tmp_path.glob("*.json"))) == min(i + 1, 2))
+        wait_for(lambda i=i: kept.saved == min(i + 1, 2))
     wait_for(lambda: warnings)
-    assert keeper.close()
-    assert warnings == [f"disagreements: {tmp_path}: holds 3 frames, as many as may be; no more are kept"]
-    assert keeper.saved == 2
+    assert sink.close()
+    assert warnings == [f"disagreements: {tmp_path}: holds 3 frames or more; no more are kept"]
+    assert (earlier.saved, kept.saved, len(list(tmp_path.glob("*.jpg")))) == (1, 2, 3)
 
 
-def test_a_full_disk_pauses_and_what_follows_is_kept_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One warning for however many failures; no half pair is left; it goes on when there is room."""
-    clock, warnings, full = Clock(), list[str](), threading.Event()
-    real = files.write_text
-
-    def write_text(path: Path, text: str) -> None:
-        if full.is_set():
-            raise StorageError(f"{path.name}: cannot write: {errno.errorcode[errno.ENOSPC]}")
-        real(path, text)
-
-    monkeypatch.setattr(files, "write_text", write_text)
-    keeper = Keeper(tmp_path, SECTION, "x", warnings.append, clock)
-    full.set()
+def test_nothing_is_removed_to_make_room(tmp_path: Path) -> None:
+    """Unlike snapshots: what is kept here was asked for until there is enough of it."""
+    clock = Clock()
+    kept, sink = keeping(tmp_path, clock)
+    large = np.random.RandomState(0).randint(0, 256, (720, 1280, 3), dtype=np.uint8)
     for i in range(3):
-        before = clock.now
-        keeper.keep(seen(1), VIEW)
-        wait_for(lambda before=before: keeper._paused_until_s >= before + PAUSE_S)
-        keeper.keep(seen(50 + i), VIEW)  # while it pauses
-        clock.now += PAUSE_S
-    assert len(warnings) == 1
-    assert "ENOSPC; trying again in 30 s" in warnings[0]
-    assert list(tmp_path.iterdir()) == []
-    full.clear()
-    keeper.keep(seen(9), VIEW)
-    assert keeper.close()
-    assert [path.stem.rsplit("-", 1)[1] for path in tmp_path.glob("*.json")] == ["9"]
+        sink.emit(seen(time_s=1_700_000_000 + i), large)
+        wait_for(lambda i=i: kept.saved == i + 1)
+        clock.now += 1
+    assert sink.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > MB
+    assert len(list(tmp_path.glob("*.jpg"))) == 3
 
 
-def test_a_disk_that_is_really_full_pauses_and_leaves_no_half_pair(small_disk: Callable[..., Path]) -> None:
-    """Until something is deleted."""
+def test_a_full_disk_is_told_once_and_what_follows_is_kept_again(small_disk: Callable[..., Path]) -> None:
+    """No half pair is left; it goes on when something was deleted."""
     disk, clock, warnings = small_disk("256k"), Clock(), list[str]()
-    keeper = Keeper(disk / "kept", SECTION, "x", warnings.append, clock)
+    kept, sink = keeping(disk / "kept", clock, warnings.append)
     with contextlib.suppress(OSError), (disk / "junk").open("wb", buffering=0) as junk:
         while junk.write(bytes(4096)):
             pass
-    keeper.keep(seen(1), VIEW)
-    wait_for(lambda: warnings)
-    assert "No space left on device; trying again" in warnings[0]
+    for i in range(3):
+        sink.emit(seen(i, time_s=1_700_000_000 + i), VIEW)
+        clock.now += 1
+        wait_for(lambda i=i: sink.lost == i + 1)
+    assert len(warnings) == 1
+    assert "No space left on device" in warnings[0]
     assert list((disk / "kept").iterdir()) == []
     (disk / "junk").unlink()
-    clock.now += PAUSE_S
-    keeper.keep(seen(2), VIEW)
-    assert keeper.close()
-    assert len(list((disk / "kept").iterdir())) == 2
+    sink.emit(seen(9), VIEW)
+    wait_for(lambda: kept.saved)
+    assert sink.close()
+    assert [json.loads(path.read_text())["frame"] for path in (disk / "kept").glob("*.json")] == [9]
+    assert warnings[1] == "disagreements: writing works again; 3 results were lost"
 
 
-def test_too_little_free_space_and_a_folder_that_went_away_pause_too(tmp_path: Path) -> None:
+def test_too_little_free_space_and_a_folder_that_went_away_are_told_too(tmp_path: Path) -> None:
     """The floor is respected before anything is written, and a lost folder is not made anew elsewhere."""
-    clock, warnings, free = Clock(), list[str](), [0]
-    kept = tmp_path / "kept"
-    keeper = Keeper(kept, replace(SECTION, min_free_mb=500), "x", warnings.append, clock, lambda folder: free[0])
-    keeper.keep(seen(1), VIEW)
-    wait_for(lambda: len(warnings) == 1)
-    free[0] = 600 << 20
-    kept.rmdir()
-    clock.now += PAUSE_S
-    keeper.keep(seen(2), VIEW)
+    clock, warnings, place = Clock(), list[str](), tmp_path / "kept"
+    _, sink = keeping(place, clock, warnings.append, min_free_mb=1 << 40)
+    sink.emit(seen(), VIEW)
+    wait_for(lambda: warnings)
+    assert sink.close()
+    assert "are to stay so (min_free_mb)" in warnings[0]
+    assert list(place.iterdir()) == []
+    kept, sink = keeping(place, clock, warnings.append)
+    place.rmdir()
+    sink.emit(seen(), VIEW)
     wait_for(lambda: len(warnings) == 2)
-    assert "less than 500 MB of the disk are free" in warnings[0]
-    assert "is not there any more" in warnings[1]
-    assert not kept.exists()
-    kept.mkdir()
-    clock.now += PAUSE_S
-    keeper.keep(seen(3), VIEW)
-    assert keeper.close()
-    assert len(list(kept.glob("*.jpg"))) == 1
+    assert "kept is gone" in warnings[1]
+    assert not place.exists()
+    place.mkdir()
+    clock.now += 1
+    sink.emit(seen(), VIEW)
+    wait_for(lambda: kept.saved)
+    assert sink.close()
 
 
 def test_a_disk_that_blocks_neither_slows_the_loop_nor_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few frames wait, the others are let go; closing gives up after a second and says so."""
     release, clock = threading.Event(), Clock()
-    monkeypatch.setattr(files, "write_bytes", lambda path, data: release.wait(30) if path.suffix == ".jpg" else path.touch())
-    keeper = Keeper(tmp_path, SECTION, "x", pytest.fail, clock)
+    _, sink = keeping(tmp_path, clock)
+    monkeypatch.setattr(Folder, "keep", lambda self, written: release.wait(30))
     began = time.monotonic()
     for i in range(1000):
-        keeper.keep(seen(i), VIEW)
+        sink.emit(seen(i), VIEW)
         clock.now += 2
     assert time.monotonic() - began < 1
-    assert len(keeper._waiting) <= 8
-    assert not keeper.close()
+    assert sink.lost >= 1000 - PICTURES - 1
+    assert not sink.close()
     release.set()
+
+
+def test_one_folder_for_snapshots_and_disagreements_is_refused() -> None:
+    """Snapshots remove the oldest of what is there."""
+    with pytest.raises(ConfigError, match="give each a folder of its own"):
+        LiveSettings("x", compare=SECTION, snapshots=SnapshotsSection("kept"))
 
 
 @pytest.mark.parametrize("wrong", [{"most": 0}, {"per_minute": 0}, {"min_free_mb": -1}])

@@ -98,11 +98,11 @@ class Pulse:
     def __init__(self) -> None:
         self._told_s = 0.0
 
-    def news(self, states: Mapping[str, Any], labelled: int, lost: Mapping[str, int]) -> Health | None:
-        now = time.monotonic()
-        if now - self._told_s < 0.1:
-            return None
-        self._told_s = now
+    def is_due(self) -> bool:
+        return time.monotonic() - self._told_s >= 0.1
+
+    def news(self, states: Mapping[str, Any], labelled: int, lost: Mapping[str, int]) -> Health:
+        self._told_s = time.monotonic()
         return Health(time.time(), dict(states), labelled)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ AGAIN_S = 60.0  # the same complaint is not made again before it has been away s
 
 
 class DeviceMonitor:
-    """Reads every `interval_s` in its own thread, so that `news` answers at once; `warn` is told, from that thread, of heat
+    """Reads every `interval_s` in its own thread, so that the loop never waits; `warn` is told, from that thread, of heat
     and of what the firmware reports, once each until it has been away for AGAIN_S."""
 
     def __init__(
@@ -42,12 +42,13 @@ class DeviceMonitor:
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
 
-    def news(self, states: Mapping[str, CaptureState], labelled: int, lost: Mapping[str, int]) -> Health | None:
-        """As `Monitor.news`: a Health every `interval_s`, whether the readings come or not."""
-        now = time.monotonic()
-        if now - self._told_s < self._interval_s:
-            return None
-        self._told_s = now
+    def is_due(self) -> bool:
+        """As `Monitor.is_due`: every `interval_s`, whether the readings come or not."""
+        return time.monotonic() - self._told_s >= self._interval_s
+
+    def news(self, states: Mapping[str, CaptureState], labelled: int, lost: Mapping[str, int]) -> Health:
+        """As `Monitor.news`."""
+        now = self._told_s = time.monotonic()
         latest = self._latest
         warning = "; ".join(self._warnings.popleft() for _ in range(len(self._warnings)))
         if latest is None or now - latest[0] > STALE_S:

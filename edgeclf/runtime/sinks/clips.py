@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
+from typing import Any
 
 import cv2
-import numpy as np
 
 from edgeclf.core.image import Pixels
 from edgeclf.runtime.events import Event, Seen, SourceChanged, is_change
+from edgeclf.runtime.sinks.avi import Avi
 from edgeclf.runtime.sinks.keeping import Folder, stem
 from edgeclf.runtime.sinks.sink import Paused
 from edgeclf.runtime.sinks.snapshots import encoded
@@ -43,6 +42,7 @@ class Clips:
         self._half_s = clip_s / 2
         self._taken_s: dict[str, float] = {}
         self._rings: dict[str, deque[tuple[float, bytes]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # width and height of what is in the ring
         self._clips: dict[str, _Clip] = {}
         self._failed = False
 
@@ -63,8 +63,8 @@ class Clips:
         if not isinstance(event, Seen) or image is None:
             return
         now = self._clock()
-        ring = self._remember(event.source, now, encoded(image, QUALITY))
         clip = self._clips.get(event.source)
+        ring = self._remember(event.source, now, fitted(image, clip.video.size) if clip else image)
         starts = is_change(event, self._labels)
         if clip:
             self._go_on(event.source, clip, now, starts)
@@ -79,9 +79,13 @@ class Clips:
             with contextlib.suppress(OSError):
                 self._finish(source, limit)
 
-    def _remember(self, source: str, now: float, jpeg: bytes) -> deque[tuple[float, bytes]]:
-        ring = self._rings.setdefault(source, deque())
-        ring.append((now, jpeg))
+    def _remember(self, source: str, now: float, image: Pixels) -> deque[tuple[float, bytes]]:
+        """The past of the source, this picture included; a video has one size, so that of another is forgotten."""
+        ring, (height, width) = self._rings.setdefault(source, deque()), image.shape[:2]
+        if self._sizes.get(source) != (width, height):
+            self._sizes[source] = width, height
+            ring.clear()
+        ring.append((now, encoded(image, QUALITY)))
         while now - ring[0][0] > self._half_s or (len(ring) > 1 and sum(len(j) for _, j in ring) > RING_BYTES):
             ring.popleft()
         return ring
@@ -92,7 +96,8 @@ class Clips:
         apart = [later - earlier for (earlier, _), (later, _) in pairwise(ring)]
         rate = min(30.0, max(1.0, 1 / max(median(apart), 1e-3))) if apart else FPS
         name = stem(event.time_s, event.source, event.decision.stable)
-        clip = _Clip(self._folder, f"{name}.avi", rate, now + self._half_s, now + self._half_s * (2 * LONGEST - 1))
+        until_s, latest_s = now + self._half_s, now + self._half_s * (2 * LONGEST - 1)
+        clip = _Clip(self._folder, f"{name}.avi", self._sizes[event.source], rate, until_s, latest_s)
         clip.waiting.extend(jpeg for _, jpeg in ring)
         self._clips[event.source] = clip
         self._failed = False
@@ -139,53 +144,42 @@ class Clips:
 class _Clip:
     """A video being written; `waiting` holds the JPEGs that are not in it yet."""
 
-    def __init__(self, folder: Folder, name: str, fps: float, until_s: float, latest_s: float) -> None:
+    def __init__(self, folder: Folder, name: str, size: tuple[int, int], fps: float, until_s: float, latest_s: float) -> None:
+        """Raises OSError when the file cannot be opened."""
         self.waiting: deque[bytes] = deque()
         self.until_s, self.latest_s = until_s, latest_s
-        self._folder, self._name, self._fps = folder, name, fps
-        self._part = folder.part(".avi")
-        self._writer: cv2.VideoWriter | None = None
-        self._size = 0, 0
+        self._folder, self._name, self._part = folder, name, folder.part(".avi")
+        with self._told():
+            self.video = Avi(folder.path / self._part, size, fps)
 
     def step(self, count: int) -> None:
-        """Write so many of those waiting. Raises OSError when the file cannot be opened."""
-        for _ in range(min(count, len(self.waiting))):
-            image = cv2.imdecode(np.frombuffer(self.waiting.popleft(), np.uint8), cv2.IMREAD_COLOR)
-            if image is None:
-                continue
-            writer = self._writer or self._open(image.shape[1], image.shape[0])
-            same = image.shape[1::-1] == self._size
-            writer.write(image if same else cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
+        """Write so many of those waiting. Raises OSError."""
+        with self._told():
+            for _ in range(min(count, len(self.waiting))):
+                self.video.write(self.waiting.popleft())
 
     def finish(self) -> None:
         """Close the video and give it its name. Raises OSError when it is not whole."""
-        if self._writer is None:
-            return
-        self._writer.release()
-        path = self._folder.path / self._part
-        if not is_whole(path):
-            raise OSError(f"{path.parent}: a clip could not be written completely; is the disk full?")
+        with self._told():
+            self.video.finish()
         self._folder.adopt(self._part, self._name)
 
     def abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        self.video.close()
         self._folder.discard(self._part)
 
-    def _open(self, width: int, height: int) -> cv2.VideoWriter:
-        path = self._folder.path / self._part
-        # OpenCV's own writer, the same in every build; FFmpeg's would not say when the disk is full.
-        fourcc = cv2.VideoWriter.fourcc(*"MJPG")
-        writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, fourcc, self._fps, (width, height))
-        if not writer.isOpened():
-            raise OSError(f"{path.parent}: a clip cannot be written there")
-        self._writer, self._size = writer, (width, height)
-        return writer
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say of an error which folder it is about."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self._folder.path}: a clip cannot be written: {error.strerror or error}") from error
 
 
-def is_whole(path: Path) -> bool:
-    """Whether an AVI file is as long as its header says, and has an index at its end."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-    return len(head) == 12 and head[:4] == b"RIFF" and struct.unpack("<I", head[4:8])[0] + 8 == size
+def fitted(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """The BGR picture in that (width, height)."""
+    if image.shape[1::-1] == size:
+        return image
+    resized: Any = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return resized  # type: ignore[no-any-return]

@@ -10,13 +10,8 @@ from pathlib import Path
 from edgeclf.core.live_settings import LiveSettings, SnapshotsSection
 from edgeclf.runtime.decision import check_answers
 from edgeclf.runtime.events import Event, Seen
-from edgeclf.runtime.sinks.clips import Clips
-from edgeclf.runtime.sinks.csv_sink import CsvLines
 from edgeclf.runtime.sinks.jsonl import JsonLines
-from edgeclf.runtime.sinks.keeping import Folder
 from edgeclf.runtime.sinks.sink import Background, Writer
-from edgeclf.runtime.sinks.snapshots import Snapshots
-from edgeclf.runtime.sinks.sqlite_sink import APART_S, Database
 
 TO_STDOUT = "-"
 
@@ -27,6 +22,7 @@ def file_sinks(
     """What makes each sink that the settings ask for; standard output is left out. `labels` are those of the model.
 
     Raises ConfigError, or StorageError, when a file or folder cannot be used; what was made before is then to be closed.
+    What is not asked for is not imported, as in `outward`.
     """
     background = partial(Background, lossless=lossless, stop=stop, on_trouble=warn)
     files, pictures = settings.files, settings.snapshots
@@ -37,14 +33,23 @@ def file_sinks(
     if files.jsonl and files.jsonl != TO_STDOUT:
         yield lambda: background(writing(JsonLines(Path(files.jsonl))), "jsonl")
     if files.csv:
+        from edgeclf.runtime.sinks.csv_sink import CsvLines
+
         yield lambda: background(writing(CsvLines(Path(files.csv))), "csv")
     if files.sqlite:
+        from edgeclf.runtime.sinks.sqlite_sink import APART_S, Database
+
         yield lambda: background(writing(Database(Path(files.sqlite))), "sqlite", apart_s=APART_S)
     if pictures.folder:
+        from edgeclf.runtime.sinks.keeping import Folder
+        from edgeclf.runtime.sinks.snapshots import Snapshots
+
         check_labels(pictures, labels)
         folder = Folder(Path(pictures.folder), pictures.min_free_mb, pictures.max_mb)
         yield lambda: background(Snapshots(folder, pictures.labels), "snapshots")
         if pictures.clip_s:
+            from edgeclf.runtime.sinks.clips import Clips
+
             yield lambda: background(Clips(folder, pictures.clip_s, pictures.labels), "clips")
 
 

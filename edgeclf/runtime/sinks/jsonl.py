@@ -10,6 +10,8 @@ from typing import TextIO
 from edgeclf.runtime.events import Event, record
 from edgeclf.runtime.sinks.appended import Appended
 
+_ENCODE = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` would make an encoder for each line
+
 
 class JsonLines:
     """Writes events as JSON lines, appended to a file or to a stream; a line that a kill cut short stays alone."""
@@ -20,7 +22,7 @@ class JsonLines:
         self._file = Appended(target) if isinstance(target, Path) else None
 
     def write(self, events: Sequence[Event]) -> None:
-        text = "".join(json.dumps(record(event), allow_nan=False) + "\n" for event in events)
+        text = "".join(_ENCODE(record(event)) + "\n" for event in events)
         if self._stream is not None:
             self._stream.write(text)
             self._stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import threading
@@ -22,16 +23,16 @@ _PART = re.compile(r"\.edgeclf-(\d+)-\d+\.part\.\w+")
 
 
 class Folder:
-    """Files named by time, written whole or not at all, the oldest removed when all take more than `max_mb`.
+    """Files named by time, written whole or not at all, the oldest removed when all take more than `max_mb`, if there is one.
 
     Only files that carry such names are counted and removed. Where less than `min_free_mb` of the disk would stay free,
     where the folder is gone, or where another disk stands in its place, nothing is written: that raises OSError, and is
     looked at afresh the next time. A disk that comes back to its mount point is taken up again. Used by several threads.
     """
 
-    def __init__(self, path: Path, min_free_mb: int = 0, max_mb: int = 1000) -> None:
+    def __init__(self, path: Path, min_free_mb: int = 0, max_mb: int | None = 1000) -> None:
         """Makes the folder where it is missing and removes what a killed run left half-written. Raises StorageError."""
-        self._floor, self._most = min_free_mb * MB, max_mb * MB
+        self._floor, self._most = min_free_mb * MB, math.inf if max_mb is None else max_mb * MB
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._kept: dict[str, int] = {}
@@ -47,6 +48,11 @@ class Folder:
             probe.unlink()
         except OSError as error:
             raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+
+    @property
+    def count(self) -> int:
+        """How many names are taken; files that belong together share one."""
+        return len(self._kept)
 
     def part(self, suffix: str) -> str:
         """A name for a file of that kind while it is being written; swept at the next start if it is left."""

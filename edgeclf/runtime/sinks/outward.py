@@ -32,12 +32,11 @@ def outward(
 
     `tell` is given where results can be found. What is not asked for is not imported: each takes a megabyte of memory or more.
     """
-    from edgeclf import __version__
-
     actions, service = settings.actions, settings.service
     check_answers(actions.labels, "actions.labels: the model has no label", card.labels)
     check_answers(actions.gpio_labels, "--gpio: the model has no label", card.labels)
     if service.metrics:
+        from edgeclf import __version__
         from edgeclf.runtime.sinks.metrics import Metrics
 
         metrics = Metrics(service.metrics, card.name, sources, __version__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import cv2
 
@@ -30,9 +31,13 @@ class Snapshots:
     def write_picture(self, event: Event, image: Pixels | None) -> None:
         if not isinstance(event, Seen) or image is None:
             return
-        name = stem(event.time_s, event.source, event.decision.stable)
-        text = json.dumps(record(event), indent=2, allow_nan=False) + "\n"
-        self._folder.keep({f"{name}.json": text.encode(), f"{name}.jpg": encoded(image, QUALITY)})
+        keep_picture(self._folder, stem(event.time_s, event.source, event.decision.stable), record(event), image, QUALITY)
+
+
+def keep_picture(folder: Folder, name: str, values: Mapping[str, Any], image: Pixels, quality: int) -> None:
+    """Keep the BGR picture as JPEG and `values` as JSON under that name. Raises OSError, and then neither is there."""
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    folder.keep({f"{name}.json": text.encode(), f"{name}.jpg": encoded(image, quality)})
 
 
 def encoded(image: Pixels, quality: int) -> bytes:
