@@ -18,13 +18,13 @@ from edgeclf.core import errors
 
 VERBS = (
     "quickstart", "train", "tune", "crossval", "import", "compress", "export", "optimize", "debug-quant", "report", "probe",
-    "compare", "errors", "predict", "explain", "run", "evaluate", "calibrate", "bench", "verify", "doctor",
+    "compare", "errors", "predict", "classify", "explain", "run", "evaluate", "calibrate", "bench", "verify", "doctor",
     "deploy", "wheelhouse", "service", "inspect", "models",
     "devices",
 )  # fmt: skip
 EXIT_CODES = {
     "EdgeclfError": 1, "ConfigError": 2, "SourceError": 3, "ModelError": 4, "DataError": 5, "MissingExtra": 6,
-    "QualityError": 7, "StorageError": 8, "BoardError": 9,
+    "QualityError": 7, "StorageError": 8, "BoardError": 9, "ClusterError": 10,
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_the_exit_codes_are_those_of_the_documented_table() -> None:
         if c.__module__ == errors.__name__
     }
     assert tree == EXIT_CODES
-    drawn = dict(re.findall(r"(\w+)\s+(\d)  \S", errors.__doc__ or ""))
+    drawn = dict(re.findall(r"(\w+)\s+(\d+)  \S", errors.__doc__ or ""))
     assert drawn == {name: str(code) for name, code in EXIT_CODES.items()}
     assert (errors.EXIT_UNFORESEEN, errors.EXIT_RESTART, errors.EXIT_INTERRUPTED) == (70, 75, 130)
 
@@ -118,6 +118,7 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
     assert short.code == 4 or short.code == 5
     assert short.stderr.count("\n") == 1
     assert "Traceback" in long.stderr
+    assert long.code == short.code
     assert str(absent) in short.stderr
     assert str(absent) in long.stderr
 

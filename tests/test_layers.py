@@ -28,10 +28,12 @@ TRAINING = HEAVY | {
     "threadpoolctl",
 }
 LIVE = {"libcamera", "picamera2", "starlette", "uvicorn", "h11", "paho", "prometheus_client", "gpiozero"}
+CLUSTER = {"ray", "pyarrow", "fsspec"}
+COREML = {"coremltools"}
 ALLOWED = {
     "core": {"numpy", "cv2"},
-    "runtime": {"numpy", "cv2", "rich", *LIVE} | ENGINES,
-    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow", "tflite_micro", "pip"} | ENGINES | TRAINING,
+    "runtime": {"numpy", "cv2", "rich", *LIVE} | ENGINES | CLUSTER,
+    "host": {"numpy", "cv2", "optuna", "sqlalchemy", "mlflow", "tflite_micro", "pip"} | ENGINES | TRAINING | CLUSTER | COREML,
     "cli": {"typer", "click", "rich", "numpy", "cv2"},
     "": set[str](),
 }

@@ -19,7 +19,7 @@ import pytest
 from edgeclf.core import errors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = "README.md", "CONTRIBUTING.md", "docs/live.md"
+DOCUMENTS = "README.md", "CONTRIBUTING.md", "docs/live.md", "docs/cluster.md", "docs/scale.md"
 SHAPES = {
     "red square": "red-square.png",
     "green disc": "green-disc.png",
@@ -109,7 +109,7 @@ def test_the_exit_code_table_is_that_of_the_code() -> None:
     """Numbers, names and meanings as in core/errors.py."""
     rows = re.findall(r"^\| (\d+) \| ?`?(\w*)`? \| (.+?) \|$", text_of("README.md"), re.MULTILINE)
     table = {int(code): (name, means) for code, name, means in rows}
-    drawn = re.findall(r"(\w+)\s+(\d)  (\S.*)", errors.__doc__ or "")
+    drawn = re.findall(r"(\w+)\s+(\d+)  (\S.*)", errors.__doc__ or "")
     assert {code: row for code, row in table.items() if 0 < code < 70} == {int(c): (n, m) for n, c, m in drawn}
     assert {0, errors.EXIT_UNFORESEEN, errors.EXIT_RESTART, errors.EXIT_INTERRUPTED} == {c for c in table if not 0 < c < 70}
 

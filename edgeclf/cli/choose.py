@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from edgeclf.cli.cluster import working
 from edgeclf.cli.common import need_training, print_json, progress, say
-from edgeclf.cli.options import Json
+from edgeclf.cli.options import Address, CpusPerTrial, Engine, GpusPerTrial, Json
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,31 +57,39 @@ def tune(
     settings: Settings = None,
     weights: Weights = None,
     resume: Resume = False,
+    engine: Engine = "local",
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     as_json: Json = False,
 ) -> None:
     """Search for a better recipe: learning rate, decay, optimiser, batch size, augmentation, label smoothing and width.
 
     Trials are judged by the validation pictures; test pictures are not looked at. The same command again goes on where it
-    was interrupted. Writes best.toml, trials.csv and figures. A wider network also costs more: --keep width compares equals.
+    was interrupted, with either engine. Writes best.toml, trials.csv and figures. A wider network also costs more: --keep
+    width compares equals.
 
     Example: edgeclf tune compact photos/ --trials 30 --time 60 --epochs 15
     """
     need_training("tune")
     from edgeclf.host import tune as stage
 
-    with progress("reading pictures") as report:
-        if _resuming(resume, model, data, epochs, keep, settings, weights):
-            tuning = stage.resume(out, report, say, progress)
-        else:
-            options = _options(weights)
-            tuning = stage.start(_recipe(model, settings), str(data), out, epochs, keep or (), options, report, say, progress)
-    _describe(tuning)
-    try:
-        with progress("trial") as on_epoch:
-            tuned = stage.tune(tuning, trials, time, lambda trial, found: _trial_line(trial, found, trials), on_epoch)
-    except KeyboardInterrupt:
-        say(f"{tuning.folder}: finished trials are kept; the same command goes on, or: {_again('tune', tuning.folder)}")
-        raise
+    with working(engine, address, cpus_per_trial, gpus_per_trial) as workers:
+        with progress("reading pictures") as report:
+            if _resuming(resume, model, data, epochs, keep, settings, weights):
+                tuning = stage.resume(out, report, say, progress)
+            else:
+                options, recipe = _options(weights), _recipe(model, settings)
+                tuning = stage.start(recipe, str(data), out, epochs, keep or (), options, report, say, progress)
+        _describe(tuning)
+        try:
+            with progress("epochs of all trials" if workers else "trial") as on_epoch:
+                tuned = stage.tune(
+                    tuning, trials, time, lambda trial, found: _trial_line(trial, found, trials), on_epoch, workers
+                )
+        except KeyboardInterrupt:
+            say(f"{tuning.folder}: finished trials are kept; the same command goes on, or: {_again('tune', tuning.folder)}")
+            raise
     if as_json:
         from edgeclf.host.tune_files import result_json
 
@@ -98,12 +107,17 @@ def crossval(
     settings: Settings = None,
     weights: Weights = None,
     resume: Resume = False,
+    engine: Engine = "local",
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     as_json: Json = False,
 ) -> None:
     """Train on K folds in turn and answer every picture by the network that did not see it.
 
     Folds are stratified, and equal pictures lie in the same one. Where the data has a test folder, folds are made of the
-    other pictures and the test pictures are not touched. The same command again goes on where it was interrupted.
+    other pictures and the test pictures are not touched. The same command again goes on where it was interrupted, with either
+    engine; on Ray a fold is what a trial is.
 
     Example: edgeclf crossval compact photos/ --folds 5 --epochs 30
     """
@@ -111,23 +125,24 @@ def crossval(
     from edgeclf.core.recipe import override
     from edgeclf.host import crossval as stage
 
-    with progress("reading pictures") as report:
-        if _resuming(resume, model, data, epochs, settings, weights):
-            plan = stage.resume(out, report, say, progress)
-        else:
-            recipe = override(_recipe(model, settings), training__epochs=epochs)
-            plan = stage.start(recipe, str(data), folds, out, _options(weights), report, say, progress)
-    untouched = len(plan.dataset.parts["test"])
-    say(
-        f"{plan.folder}: {plan.recipe.name} on {len(plan.dataset.parts['train'])} pictures in {plan.folds} folds"
-        + (f"; the {untouched} pictures of the test folder are not touched" if untouched else "")
-    )
-    try:
-        with progress("epochs of all folds") as on_epoch:
-            found = stage.crossvalidate(plan, lambda fold: _fold_line(fold, plan.folds), on_epoch)
-    except KeyboardInterrupt:
-        say(f"{plan.folder}: finished folds are kept; the same command goes on, or: {_again('crossval', plan.folder)}")
-        raise
+    with working(engine, address, cpus_per_trial, gpus_per_trial) as workers:
+        with progress("reading pictures") as report:
+            if _resuming(resume, model, data, epochs, settings, weights):
+                plan = stage.resume(out, report, say, progress)
+            else:
+                recipe = override(_recipe(model, settings), training__epochs=epochs)
+                plan = stage.start(recipe, str(data), folds, out, _options(weights), report, say, progress)
+        untouched = len(plan.dataset.parts["test"])
+        say(
+            f"{plan.folder}: {plan.recipe.name} on {len(plan.dataset.parts['train'])} pictures in {plan.folds} folds"
+            + (f"; the {untouched} pictures of the test folder are not touched" if untouched else "")
+        )
+        try:
+            with progress("epochs of all folds") as on_epoch:
+                found = stage.crossvalidate(plan, lambda fold: _fold_line(fold, plan.folds), on_epoch, workers)
+        except KeyboardInterrupt:
+            say(f"{plan.folder}: finished folds are kept; the same command goes on, or: {_again('crossval', plan.folder)}")
+            raise
     if as_json:
         print_json(found.to_json())
     else:

@@ -15,23 +15,40 @@ from edgeclf.core.progress import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 
 
 @contextlib.contextmanager
-def progress(description: str) -> Iterator[Report]:
-    """A bar on standard error, driven by the yielded `report(done, total)`; silent when that is no terminal."""
+def progress(description: str, rate: bool = False) -> Iterator[Report]:
+    """A bar on standard error, driven by the yielded `report(done, total)`; silent when that is no terminal.
+
+    With `rate` it also says how many are done in a second.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if rate:
+        columns.insert(3, _rate())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _rate() -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    return Rate()
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -98,6 +99,57 @@ def preview(
     policies = {key: value for key, value in vars(recipe.augmentation).items() if value and key != "magnitude"}
     changes = ", ".join(key if value is True else f"{key} {value:g}" for key, value in policies.items()) or "nothing is changed"
     print(f"{out}: {min(pictures, len(dataset.parts['train']))} training pictures, {versions} versions of each; {changes}")
+
+
+@app.command()
+def shard(
+    data: Data,
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER|URL", help="Where to write: a folder, or s3://, gs://, …", show_default=False)
+    ],
+    model: Annotated[str, typer.Option(help="The recipe that decides size and split: a name, or a .toml file.")] = "compact",
+    image_size: Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the split, and the order in the shards.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Another value of the recipe, as data.val=0.05."),
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(help="Files of training pictures; 0: of 128 MB, and at least 8.", min=0, show_default="by size")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write pictures as shards (TFRecord with an index), to train on more of them than memory holds, or from object storage.
+
+    Pictures are prepared for the network once, and parted for good. Killed, it goes on when it is called again.
+
+    Example: edgeclf data shard photos/ --out s3://bucket/photos --image-size 96 --shards 64
+    """
+    need_training("data shard")
+    from edgeclf.core.recipe import load_recipe, override, override_by_text
+    from edgeclf.core.text import printable
+    from edgeclf.host.data import open_catalogue
+    from edgeclf.host.shards.write import shard as write
+
+    _no_run(data)
+    recipe = override_by_text(override(load_recipe(model), image__size=image_size, training__seed=seed), assignments or [])
+    with progress("sharding pictures") as report:
+        index = write(open_catalogue(data), recipe.image.spec(), recipe.split, out, shards, report)
+    counts = {part: len(index.members(part)) for part in ("train", "val", "test")}
+    files, size = index.header.shards, sum(shard.bytes for shard in index.header.shards)
+    if as_json:
+        print_json({
+            "shards": out, "files": len(files), "bytes": size, "pictures": counts, "skipped": len(index.header.skipped),
+            "leaked": index.header.leaked,
+        })  # fmt: skip
+        return
+    said = ", ".join(f"{count:,} {part}" for part, count in counts.items())
+    print(f"{out}: {said} pictures in {len(files):,} shards, {size / 1e6:,.1f} MB")
+    for name, reason in index.header.skipped[:MOST_LINES]:
+        say(f"skipped {printable(name)}: {printable(reason)}")
+    if index.header.leaked:
+        say(f"warning: {index.header.leaked:,} training pictures are also held out for val or test; they were left out")
+    print(f"next: edgeclf train {model} {shlex.quote(out)} --image-size {recipe.image.size}")
 
 
 def errors(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeclf.cli.common import print_json, progress, say
-from edgeclf.cli.options import File, Json
+from edgeclf.cli.options import Json
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeclf.core.live_settings import LiveSettings
-    from edgeclf.host.deploy import Deployed
+    from edgeclf.host.deploy import Wanted
+    from edgeclf.host.deploy_ssh import Address
 
 With = Annotated[
     list[str] | None,
@@ -71,8 +72,29 @@ def wheelhouse(
 
 
 def deploy(
-    target: Annotated[str, typer.Argument(metavar="USER@HOST", help="As ssh knows it.", show_default=False)],
-    file: File,
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="USER@HOST|FILE", help="The board as ssh knows it; with --inventory the model alone.", show_default=False
+        ),
+    ],
+    second: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="An exported model, or one that comes with edgeclf.", show_default=False),
+    ] = None,
+    inventory: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Many boards at once, listed in this file.", show_default=False),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help="Only the boards of these groups.", show_default=False)
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="HOSTS", help="Only these boards.", show_default=False)] = None,
+    at_once: Annotated[int | None, typer.Option(help="How many boards side by side.", min=1, max=64, show_default="4")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Then compare all boards with the full model of that run.", show_default=False),
+    ] = None,
     service: Annotated[bool, typer.Option("--service", help="Install a systemd unit that runs it from now on.")] = False,
     config: Config = None,
     name: Name = "live",
@@ -93,7 +115,8 @@ def deploy(
     ssh: Annotated[str, typer.Option(help="The ssh program, with options.")] = "ssh",
     python: Annotated[str, typer.Option(help="The interpreter there.")] = "python3",
     out: Annotated[
-        Path | None, typer.Option(help="Where the figures go.", show_default="FILE's name with .HOST.json, beside it")
+        Path | None,
+        typer.Option(help="Where the figures go.", show_default="FILE's name with .HOST.json or .INVENTORY.json, beside it"),
     ] = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Run bench and doctor there after verify.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at the board, and show what would be run there.")] = False,
@@ -105,24 +128,34 @@ def deploy(
     all; 'verify', 'bench' and 'doctor' run there. A second run changes only what differs. Where 'verify' or the service
     fails, the release before stays, or becomes again, the current one.
 
-    Exit codes: 2 this board cannot, 4 or 7 verify failed there, 8 its disk refused, 9 unreachable or another step failed.
+    With --inventory many boards get it side by side; one that fails leaves the others alone. What a board's entry leaves
+    out comes from the options: host, user, port, profile, groups, service, config, secrets, wheelhouse, extras, python,
+    ssh_options.
+
+    Exit codes: 2 this board cannot, 4 or 7 verify failed there, 8 its disk refused, 9 unreachable, another step failed, or a
+    board of several failed.
 
     Example: edgeclf deploy pi@shed.local runs/photos/photos-int8.tflite --service --config shed.toml
+    Example: edgeclf deploy runs/photos/photos-int8.tflite --inventory devices.toml --group barn
     """
-    from edgeclf.core.files import sha256, write_json
     from edgeclf.host import deploy as putting
     from edgeclf.host import deploy_unit
     from edgeclf.host import wheelhouse as house
-    from edgeclf.host.deploy_ssh import Address, connected
+    from edgeclf.host.deploy_ssh import Address
     from edgeclf.runtime import shipped
 
-    if offline and wheels is None:
+    if (second is None) != (inventory is not None):
+        given = f"{first} {second or ''}".strip()
+        raise ConfigError(f"deploy {given}: expected USER@HOST FILE, or FILE --inventory devices.toml")
+    if inventory is None and (group or only or at_once or report):
+        raise ConfigError("--group, --only, --at-once and --report are for many boards; add --inventory devices.toml")
+    if offline and wheels is None and inventory is None:
         raise ConfigError("--offline needs --wheelhouse DIR; make one with: edgeclf wheelhouse pi4 --out DIR")
     if secrets is not None:
-        _check_secrets(secrets, service)
+        _check_secrets(secrets, service or inventory is not None)
     if python.startswith("-"):
         raise ConfigError(f"--python {python}: expected the name or path of an interpreter")
-    address = Address(target, port, tuple(shlex.split(ssh)))
+    file = second or first
     path = shipped.resolve(file)
     wanted = putting.Wanted(
         file=path,
@@ -139,20 +172,45 @@ def deploy(
         measure=measure,
         dry_run=dry_run,
     )
+    words_of_ssh = tuple(shlex.split(ssh))
     beside = Path() if shipped.is_name(file) else path.parent
-    figures = out or beside / f"{path.stem}.{putting.short_name(target)}.json"
+    if inventory is None:
+        figures = out or beside / f"{path.stem}.{putting.short_name(first)}.json"
+        _deploy_one(first, file, wanted, Address(first, port, words_of_ssh), figures, as_json)
+        return
+    from edgeclf.cli.deploy_fleet import Order, deploy_fleet
+    from edgeclf.host.fleet import AT_ONCE
+
+    figures = out or beside / f"{path.stem}.{inventory.stem}.json"
+    order = Order(inventory, group or (), only or (), at_once or AT_ONCE, offline, figures, report, as_json)
+    deploy_fleet(order, wanted, words_of_ssh, port)
+
+
+def _deploy_one(target: str, file: str, wanted: Wanted, address: Address, figures: Path, as_json: bool) -> None:
+    from edgeclf.cli.deploy_figures import bench_in_words, report_beside, report_command
+    from edgeclf.core.files import sha256, write_json
+    from edgeclf.host.deploy import Deploy
+    from edgeclf.host.deploy_ssh import connected
+
     with connected(address) as remote:
-        done = putting.Deploy(remote, target, wanted, _tell, progress, lambda message: say(f"warning: {message}")).run()
-    if dry_run:
+        done = Deploy(remote, target, wanted, _tell, progress, lambda message: say(f"warning: {message}")).run()
+    if wanted.dry_run:
         say("nothing was changed")
         return
-    write_json(figures, {"file": str(file), "sha256": sha256(path), **done.to_json()})
+    write_json(figures, {"file": file, "sha256": sha256(wanted.file), **done.to_json()})
     if done.bench:
-        write_json(_report_beside(figures), done.bench)
+        write_json(report_beside(figures), done.bench)
     if as_json:
         print_json({"figures": str(figures), **done.to_json()})
-    else:
-        _print(done, target, figures)
+        return
+    print(done.verified)
+    for line in bench_in_words(done.bench):
+        print(line)
+    for line in done.doctor:
+        print(f"doctor: {line}")
+    print(f"{target}: release {done.release} {done.state}; figures in {figures}")
+    if done.bench:
+        print(f"into a report beside the full model's figures: {report_command(wanted.file, [report_beside(figures)])}")
 
 
 def service(
@@ -207,41 +265,5 @@ def _check_secrets(secrets: Path, service: bool) -> None:
     check_secrets(secrets)
 
 
-def _report_beside(figures: Path) -> Path:
-    return figures.with_name(f"{figures.stem}.device-report.json")
-
-
 def _tell(what: str, seconds: float) -> None:
     say(f"{seconds:6.1f} s  {what}")
-
-
-def _print(done: Deployed, target: str, figures: Path) -> None:
-    print(done.verified)
-    for line in _bench_in_words(done.bench):
-        print(line)
-    for line in done.doctor:
-        print(f"doctor: {line}")
-    state = "is current" if done.changed else "was current already"
-    print(f"{target}: release {done.release} {state}; figures in {figures}")
-    if done.bench:
-        print(f"into a report beside the full model's figures: edgeclf report --add {_report_beside(figures)}")
-
-
-def _bench_in_words(report: dict[str, Any] | None) -> list[str]:
-    """The times of a device report, which a board wrote and which may hold anything."""
-    from edgeclf.core.config import build
-    from edgeclf.core.errors import EdgeclfError
-    from edgeclf.runtime.device.device_report import DeviceReport
-
-    if report is None:
-        return []
-    try:
-        read = build(DeviceReport, report, "device report")
-    except EdgeclfError as error:
-        return [f"the board's device report cannot be read here: {error}"]
-    slow = " while throttled" if read.throttled else ""
-    return [
-        f"{t.threads} thread{'s' if t.threads > 1 else ''}: frame to label {t.frame.p50_ms:.2f} ms at the median, "
-        f"{t.frame.p99_ms:.2f} ms at p99{slow}"
-        for t in read.files[0].timings
-    ]

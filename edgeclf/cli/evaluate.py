@@ -65,7 +65,7 @@ def evaluate(
         raise ConfigError(f"{model}: an attack follows the network's gradient, which a file has not; give the run folder")
     if epsilon is not None and not adversarial:
         raise ConfigError("--epsilon is for --adversarial; give both, or neither")
-    if model.is_dir():
+    if model.is_dir() and model.suffix != ".mlpackage":
         which, runtime, found = _evaluate_run(model, data, limit, adversarial, epsilon)
     else:
         which, runtime, found = evaluate_file(model, data, limit, workers, threads, labels, normalize)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,16 @@ import typer
 
 from edgeclf.cli.common import need_training, print_json, progress, say
 from edgeclf.cli.train import epoch_line
-from edgeclf.core.errors import ConfigError
+from edgeclf.core.errors import ConfigError, QualityError
 
 if TYPE_CHECKING:
+    from edgeclf.core.card import Io
     from edgeclf.host.companions import Companions
     from edgeclf.host.export import Exported
+    from edgeclf.host.export_coreml import Package
     from edgeclf.host.guarded import Budget
+    from edgeclf.host.run import Run
+    from edgeclf.host.to_onnx import OnnxRequest
 
 
 class IoType(StrEnum):
@@ -27,6 +32,32 @@ class IoType(StrEnum):
     uint8 = "uint8"
     int8 = "int8"
     float32 = "float32"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: variants of each kind, the type of the int8 file's ends, and what goes beside the files."""
+
+    tflite: tuple[str, ...]
+    onnx: tuple[str, ...]
+    coreml: tuple[str, ...]
+    io: Io
+    c_array: bool
+    snippets: bool
+
+    @property
+    def named(self) -> bool:
+        """Whether any file was asked for by name."""
+        return bool(self.tflite or self.onnx or self.coreml)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What there is so far; `packages` are those of Core ML."""
+
+    files: list[Exported] = field(default_factory=list)
+    beside: list[Companions] = field(default_factory=list)
+    packages: list[Package] = field(default_factory=list)
 
 
 def export(
@@ -64,6 +95,11 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="The .onnx files take any number of pictures at once, not one.")
     ] = False,
+    coreml: Annotated[
+        bool,
+        typer.Option("--coreml", help="A Core ML package, 16-bit, for iPhones and Macs; made and checked, but not run, here."),
+    ] = False,
+    coreml_w8: Annotated[bool, typer.Option("--coreml-w8", help="The same with 8-bit weights: half the size.")] = False,
     io: Annotated[
         IoType, typer.Option(help="Input and output of the int8 file: uint8 (phones, cameras), int8 (microcontrollers), float32.")
     ] = IoType.uint8,
@@ -80,63 +116,114 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="the run folder")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Export a trained run to .tflite and .onnx files, and measure what each lost against the full model.
+    """Export a trained run to .tflite, .onnx and Core ML files, and measure what each lost against the full model.
 
     A file that is wrong (constant output, NaN, collapsed accuracy) is not written; the exit code is then 7.
 
     Example: edgeclf export runs/compact-photos --int8 --float16
     """
     need_training("export")
-    asked = {"float32": float32, "float16": float16, "dynamic-w8": dynamic, "int8": int8}
-    variants = [name for name, wanted in asked.items() if wanted or everything]
-    variants += [name for name, wanted in (("weight-only-w8", weight_only), ("w8a16", w8a16)) if wanted]
-    variants += ["float32-sparse", "float16-sparse"] if sparse else []
-    onnx_variants = tuple(name for name, wanted in (("float32", onnx), ("int8", onnx_int8)) if wanted)
-    if not onnx_variants and (opset is not None or dynamic_batch):
-        raise ConfigError(
-            "--opset and --dynamic-batch are about .onnx files, which were not asked for; add --onnx or --onnx-int8"
-        )
-    if max_drop is not None and (variants or onnx_variants) and "int8" not in variants:
-        raise ConfigError("--max-drop is about the int8 file, which was not asked for; add --int8 or leave --max-drop out")
-    if no_qat and max_drop is None:
-        raise ConfigError("--no-qat is about what --max-drop tries; give --max-drop too, or leave it out")
-    if io is not IoType.uint8 and (variants or onnx_variants) and "int8" not in variants:
-        raise ConfigError(f"--io {io.value} is about the int8 file, which was not asked for; add --int8 or leave --io out")
+    wanted = Wanted(
+        _chosen({
+            "float32": float32 or everything, "float16": float16 or everything, "dynamic-w8": dynamic or everything,
+            "int8": int8 or everything, "weight-only-w8": weight_only, "w8a16": w8a16,
+            "float32-sparse": sparse, "float16-sparse": sparse,
+        }),
+        _chosen({"float32": onnx, "int8": onnx_int8}), _chosen({"float16": coreml, "weight-only-w8": coreml_w8}),
+        io.value, c_array, snippets,
+    )  # fmt: skip
+    _check_together(wanted, opset is not None or dynamic_batch, max_drop is not None, no_qat)
     from edgeclf.host import companions
-    from edgeclf.host.export import export as stage
-    from edgeclf.host.export import need_tflite
-    from edgeclf.host.run import open_run
     from edgeclf.host.to_onnx import OnnxRequest
 
-    request = OnnxRequest(onnx_variants, opset, dynamic_batch)
+    request = OnnxRequest(wanted.onnx, opset, dynamic_batch)
     budget = None if max_drop is None else _budget(max_drop, not no_qat)
-    companions.check_request(variants or ([] if onnx_variants else ["int8"]), io.value, c_array, snippets)
-    found = open_run(run)
-    if run is None:
-        say(f"exporting the newest run: {found.folder}")
-    if not variants and not onnx_variants:
-        say("no variant named, so: --int8 (others: --float32 --float16 --dynamic, or --all)")
-        variants = ["int8"]
-    if variants:
-        need_tflite(found)
+    companions.check_request(wanted.tflite or (() if wanted.named else ("int8",)), io.value, c_array, snippets)
+    found, wanted = _opened(run, wanted)
     if calibration is not None:
         from edgeclf.host.imports import give_data
 
         with progress("reading pictures") as report:
             found = give_data(found, calibration, report)
-    pictures = found.data
-    done: list[Exported] = []
-    beside: list[Companions] = []
-    with contextlib.ExitStack() as at_the_end:  # from the last to the first, also when a further variant failed
-        at_the_end.callback(lambda: _answer(done, beside, found.folder, pictures, as_json))
-        at_the_end.callback(
-            lambda: companions.write([(e.variant, e.path) for e in done], c_array, snippets, on_written=beside.append)
-        )
-        stage(found, variants, io=io.value, onnx=request, budget=budget, out=out, bar=progress, on_exported=done.append)
+    _export(found, wanted, request, budget, out, as_json)
     if found.imported:
         from edgeclf.host.wording import UNKNOWN_TRAINING
 
         say(f"note: {UNKNOWN_TRAINING}")
+
+
+def _chosen(options: dict[str, bool]) -> tuple[str, ...]:
+    return tuple(name for name, wanted in options.items() if wanted)
+
+
+def _check_together(wanted: Wanted, about_onnx: bool, bounded: bool, no_qat: bool) -> None:
+    """Raise ConfigError for an option whose file was not asked for."""
+    without_int8 = wanted.named and "int8" not in wanted.tflite
+    if about_onnx and not wanted.onnx:
+        raise ConfigError(
+            "--opset and --dynamic-batch are about .onnx files, which were not asked for; add --onnx or --onnx-int8"
+        )
+    if bounded and without_int8:
+        raise ConfigError("--max-drop is about the int8 file, which was not asked for; add --int8 or leave --max-drop out")
+    if no_qat and not bounded:
+        raise ConfigError("--no-qat is about what --max-drop tries; give --max-drop too, or leave it out")
+    if wanted.io != IoType.uint8 and without_int8:
+        raise ConfigError(f"--io {wanted.io} is about the int8 file, which was not asked for; add --int8 or leave --io out")
+
+
+def _opened(folder: Path | None, wanted: Wanted) -> tuple[Run, Wanted]:
+    """The run, and what is made of it: int8 where nothing was named. Raises ConfigError where there is no way to it."""
+    from edgeclf.host import export_coreml
+    from edgeclf.host.export import need_tflite
+    from edgeclf.host.run import open_run
+
+    run = open_run(folder)
+    if folder is None:
+        say(f"exporting the newest run: {run.folder}")
+    if not wanted.named:
+        say("no variant named, so: --int8 (others: --float32 --float16 --dynamic, or --all)")
+        wanted = replace(wanted, tflite=("int8",))
+    if wanted.tflite:
+        need_tflite(run)
+    if wanted.coreml:
+        export_coreml.check_request(run, wanted.coreml)
+    return run, wanted
+
+
+def _export(run: Run, wanted: Wanted, request: OnnxRequest, budget: Budget | None, out: Path | None, as_json: bool) -> None:
+    """Make the files; at the end, also when one of them failed, write what goes beside them and tell what there is."""
+    from edgeclf.host import companions, export_coreml
+    from edgeclf.host.export import export as stage
+
+    pictures, written = run.data, Written()
+    with contextlib.ExitStack() as at_the_end:  # from the last to the first
+        at_the_end.callback(lambda: _answer(written, run.folder, pictures, as_json))
+        at_the_end.callback(
+            lambda: companions.write(
+                [(e.variant, e.path) for e in written.files], wanted.c_array, wanted.snippets, written.beside.append
+            )
+        )
+        refused: list[QualityError] = []
+        if wanted.tflite or wanted.onnx:
+            with _refusals(refused):
+                stage(
+                    run, wanted.tflite, io=wanted.io, onnx=request, budget=budget, out=out, bar=progress,
+                    on_exported=written.files.append,
+                )  # fmt: skip
+        if wanted.coreml:
+            with _refusals(refused):
+                export_coreml.export(run, wanted.coreml, out=out, bar=progress, on_exported=written.packages.append)
+        if refused:
+            raise QualityError("; ".join(map(str, refused))) from refused[0]
+
+
+@contextlib.contextmanager
+def _refusals(refused: list[QualityError]) -> Iterator[None]:
+    """Files of one kind that fail do not keep those of another from being made."""
+    try:
+        yield
+    except QualityError as error:
+        refused.append(error)
 
 
 def _budget(points: float, train: bool) -> Budget:
@@ -149,16 +236,25 @@ def _budget(points: float, train: bool) -> Budget:
     return Budget(check_budget(points), train, announce, epoch_line)
 
 
-def _answer(done: list[Exported], beside: list[Companions], folder: Path, data: str, as_json: bool) -> None:
-    """Tell what was written, also when a further variant failed."""
+def _answer(written: Written, folder: Path, data: str, as_json: bool) -> None:
+    """Tell what was written."""
+    done, beside = written.files, written.beside
     if as_json:
-        print_json({"run": str(folder), "files": [_row(e, beside) for e in done]})
-    elif done:
+        packages = {"packages": [asdict(p) | {"path": str(p.path)} for p in written.packages]} if written.packages else {}
+        print_json({"run": str(folder), "files": [_row(e, beside) for e in done], **packages})
+        return
+    from edgeclf.host import wording
+
+    if done:
         _print_table(done)
         for code in (c.snippets for c in beside if c.snippets):
             print(f"in {code.folder}: {', '.join(path.name for path in code.files)}")
-        for note in [*(note for e in done for note in e.notes), *(note for c in beside for note in c.notes)]:
-            say(f"note: {note}")
+    for package in written.packages:
+        print(f"in {package.path.parent}: {package.path.name}, {wording.size(package.file_bytes)}")
+    notes = [*(e.notes for e in done), *(c.notes for c in beside), *(p.notes for p in written.packages)]
+    for note in (note for some in notes for note in some):
+        say(f"note: {note}")
+    if done:
         run, file, pictures = (shlex.quote(str(part)) for part in (folder, done[-1].path, data))
         report = f"edgeclf report {run}   or: " if done[-1].path.parent == folder else ""  # which looks in the run alone
         print(f"next: {report}edgeclf evaluate {file} {pictures}")

@@ -154,7 +154,7 @@ def _model_of(what: str) -> Path | None:
 
 def _is_model(path: Path) -> bool:
     """By its name, or by the identifier that TFLite files begin with."""
-    if path.suffix.lower() in (".tflite", ".onnx"):
+    if path.suffix.lower() in (".tflite", ".onnx", ".mlpackage"):
         return True
     if not path.is_file():
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 from edgeclf.cli import (
     calibrate,
     choose,
+    classify,
     compare,
     compress,
     data,
@@ -79,6 +81,7 @@ app.command(rich_help_panel=TRAIN)(report.report)
 app.command(rich_help_panel=TRAIN)(understand.probe)
 app.command(rich_help_panel=TRAIN)(compare.compare)
 app.command(rich_help_panel=DEVICE)(measure.predict)
+app.command(rich_help_panel=DEVICE)(classify.classify)
 app.command(rich_help_panel=DEVICE)(understand.explain)
 app.command("run", cls=live.Run, rich_help_panel=DEVICE)(live.run)
 app.command(rich_help_panel=DEVICE)(evaluate.evaluate)
@@ -130,10 +133,11 @@ def main() -> None:
         streams.abandon_output()
         sys.exit(0)
     except Exception as error:
-        if os.environ.get("EDGECLF_DEBUG"):
-            raise
         message, code = _foreseen(error)
-        _complain(message)
+        if os.environ.get("EDGECLF_DEBUG"):
+            _trace(error)
+        else:
+            _complain(message)
         sys.exit(code)
 
 
@@ -147,6 +151,13 @@ def _foreseen(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", StorageError.exit_code
     return f"unforeseen {type(error).__name__}: {error}; run again as: edgeclf --debug …", EXIT_UNFORESEEN
+
+
+def _trace(error: Exception) -> None:
+    import traceback
+
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 def _complain(message: str) -> None:

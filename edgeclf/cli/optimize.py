@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeclf.cli.cluster import working
 from edgeclf.cli.common import console, need_training, print_json, progress, say
 from edgeclf.cli.export import IoType
-from edgeclf.cli.options import Json
+from edgeclf.cli.options import Address, CpusPerTrial, Engine, GpusPerTrial, Json
 from edgeclf.cli.train import epoch_line
 
 if TYPE_CHECKING:
@@ -57,13 +58,18 @@ def optimize(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the search and its winner.", show_default="RUN/optimize, and RUN")
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     as_json: Json = False,
 ) -> None:
     """Find the best file for a board: make every variant, measure each, and write the fastest that holds the limits.
 
     Files are judged by validation pictures; only the winner meets the test pictures, as an exported file does. The same
     command goes on where it was interrupted; with other limits or another board it measures no file again. Where none holds
-    the limits, none is written; the exit code is then 7.
+    the limits, none is written; the exit code is then 7. On Ray, networks are trained and files made and scored side by side;
+    latency is still measured here, one file at a time, while no worker is at work.
 
     Example: edgeclf optimize runs/compact-photos --device pi4 --max-drop 1 --max-size-kb 300
     """
@@ -82,7 +88,8 @@ def optimize(
         say(note)
     watch = stage.Watch(_trial_line, _network_line, epoch_line, progress)
     try:
-        optimized = stage.optimize(search, wanted, chosen, trials, time, rounds, watch)
+        with working(engine, address, cpus_per_trial, gpus_per_trial) as workers:
+            optimized = stage.optimize(search, wanted, chosen, trials, time, rounds, watch, workers)
     except KeyboardInterrupt:
         say(f"{search.folder}: what was measured is kept; the same command goes on")
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,6 +21,22 @@ Normalize: TypeAlias = Annotated[
     typer.Option(metavar="MEAN,STD", help="For a float model without card: it sees (pixel - MEAN) / STD."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Engine: TypeAlias = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="In this process, or side by side on Ray; several machines need pictures and results on a disk that all see "
+        "under the same path."
+    ),
+]
+Address: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT|auto", help="The Ray cluster to join.", show_default="one started here")
+]
+CpusPerTrial: TypeAlias = Annotated[
+    int | None, typer.Option(help="With --engine ray: CPUs, and so threads, of each worker.", min=1, show_default="1")
+]
+GpusPerTrial: TypeAlias = Annotated[
+    float | None, typer.Option(help="With --engine ray: GPUs of each worker, or a share of one.", min=0, show_default="none")
+]
 
 
 def pair(text: str) -> tuple[float, float]:

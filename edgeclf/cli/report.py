@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeclf.cli.common import need_training, print_json, progress, say
+from edgeclf.cli.measure import Board
 
 if TYPE_CHECKING:
     from edgeclf.host.comparison import Comparison
@@ -31,6 +32,9 @@ def report(
             metavar="OUT.json", help="What 'edgeclf bench --device-report' wrote on a board; several times for several."
         ),
     ] = None,
+    emulate: Annotated[
+        list[Board] | None, typer.Option(help="Also count instructions on this board, emulated; a count is no latency.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json too.")] = False,
 ) -> None:
     """Compare every exported file of a run with the full model: report.html, report.json and report.md.
@@ -46,7 +50,7 @@ def report(
         from edgeclf.host.imports import give_data
 
         opened = give_data(opened, data)
-    comparison = make_report(opened, out, threads, rounds, bar=progress, add=add or ())
+    comparison = make_report(opened, out, threads, rounds, bar=progress, add=add or (), emulate=[b.value for b in emulate or ()])
     if as_json:
         print_json(comparison.to_json())
     else:

@@ -6,17 +6,20 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from edgeclf.cli.common import need_training, print_json, progress, say
+from edgeclf.cli.options import Address, CpusPerTrial, GpusPerTrial
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeclf.host.checkpoint import OnEpoch
     from edgeclf.host.run import Run
     from edgeclf.host.train import Job
+    from edgeclf.host.train_ray import Work
+    from edgeclf.host.train_ray import Workers as RayWorkers
 
 
 def train(
@@ -25,7 +28,10 @@ def train(
         typer.Argument(help="A recipe: a name that 'edgeclf models' lists, a .toml file, or path/to/file.py:build of your own."),
     ] = None,
     data: Annotated[
-        str | None, typer.Argument(help="A folder of class folders, a .zip, .tar or .npz, or digits, cifar10, cifar100.")
+        str | None,
+        typer.Argument(
+            help="A folder of class folders, a .zip, .tar or .npz, shards (also s3://…), or digits, cifar10, cifar100."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/MODEL-DATA")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out, or the newest one.")] = False,
@@ -54,6 +60,15 @@ def train(
         bool, typer.Option("--deterministic", help="Refuse kernels that do not repeat; a CPU repeats to the bit without.")
     ] = False,
     strategy: Annotated[str, typer.Option(help="none, mirrored (all GPUs here), or multi-worker (hosts in TF_CONFIG).")] = "none",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="In this process, or in workers that Ray Train starts, and again when lost.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="With --engine ray: processes that share each batch.", min=1, show_default="2")
+    ] = None,
+    address: Address = None,
+    cpus_per_worker: CpusPerTrial = None,
+    gpus_per_worker: GpusPerTrial = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.", show_default=False)] = None,
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI", help="MLflow tracking server, or sqlite:///FILE.", show_default=False)
@@ -76,6 +91,14 @@ def train(
     from edgeclf.host.adversarial import USUAL_EPSILON
     from edgeclf.host.fitting import Options
 
+    on_ray = _ray_workers(engine, workers, address, cpus_per_worker, gpus_per_worker)
+    if on_ray and strategy == "mirrored":
+        raise ConfigError("--strategy mirrored: is about one machine; leave it out with --engine ray")
+    if on_ray and resume:
+        from edgeclf.host import train_ray
+
+        _on_ray(train_ray.interrupted(out, on_ray), on_ray, tensorboard, mlflow, as_json)
+        return
     with progress("reading pictures") as report:
         if resume:
             job = stage.resume(out, report)
@@ -92,7 +115,13 @@ def train(
             )  # fmt: skip
             recipe = override_by_text(recipe, settings or ())
             chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}
-            job = stage.start(recipe, str(data), out, report, config.build(Options, chosen, "options"), say, progress)
+            options = config.build(Options, chosen, "options")
+            if on_ray:
+                from edgeclf.host import train_ray
+
+                _on_ray(train_ray.prepared(recipe, str(data), out, options, on_ray), on_ray, tensorboard, mlflow, as_json)
+                return
+            job = stage.start(recipe, str(data), out, report, options, say, progress)
     describe(job)
     if not distribute.worker(job.options.strategy).is_chief:
         tensorboard = mlflow = None  # one log of a training is enough
@@ -100,6 +129,35 @@ def train(
         run = fit(job, *following)
         for log in following:
             log.finish(run)
+    _tell(run, as_json)
+
+
+def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int | None, gpus: float | None) -> RayWorkers | None:
+    """The workers that were asked for; None for this process. Raises ConfigError for an option that would have no effect."""
+    if engine == "ray":
+        from edgeclf.host.train_ray import Workers
+
+        return Workers(count or 2, address, cpus or 1, gpus or 0.0)
+    given = {"--workers": count, "--address": address, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} {value}: is about Ray; give --engine ray too, or leave it out")
+    return None
+
+
+def _on_ray(work: Work, workers: RayWorkers, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> None:
+    from edgeclf.host import logs, train_ray
+
+    recipe = train_ray.recipe_of(work)
+    say(f"{work.folder}: {recipe.name} on Ray, {workers.count} worker{'s' if workers.count > 1 else ''}")
+    with logs.following(work.folder, recipe, tensorboard, mlflow, say) as following:
+        run = train_ray.train(work, workers, logs.several(epoch_line, *following))
+        for log in following:
+            log.finish(run)
+    _tell(run, as_json)
+
+
+def _tell(run: Run, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(run.folder), "accuracy": run.card.accuracy["model"], "labels": list(run.card.labels)})
     else:

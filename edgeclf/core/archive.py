@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -89,17 +90,22 @@ def zip_entries(path: Path) -> Iterator[Entry]:
     ingest. Raises DataError for a damaged or encrypted archive, or one with too many or too large entries.
     """
     with path.open("rb") as file:
-        count, offset = _central_directory(path, file)
-        if count > MAX_ENTRIES:
-            raise DataError(f"{path}: {count} entries are more than the limit of {MAX_ENTRIES}")
-        file.seek(offset)
-        for _ in range(count):
-            entry = _central_entry(path, file)
-            if not hidden(entry[0]):
-                yield entry
+        yield from zip_entries_in(file, path)
 
 
-def _central_directory(path: Path, file: IO[bytes]) -> tuple[int, int]:
+def zip_entries_in(file: IO[bytes], path: object) -> Iterator[Entry]:
+    """As `zip_entries`, of an open file that `path` names in messages."""
+    count, offset = _central_directory(path, file)
+    if count > MAX_ENTRIES:
+        raise DataError(f"{path}: {count} entries are more than the limit of {MAX_ENTRIES}")
+    file.seek(offset)
+    for _ in range(count):
+        entry = _central_entry(path, file)
+        if not hidden(entry[0]):
+            yield entry
+
+
+def _central_directory(path: object, file: IO[bytes]) -> tuple[int, int]:
     """(number of entries, offset of the first), from the end records."""
     size = file.seek(0, os.SEEK_END)
     tail_at = max(0, size - _END_BYTES - _MAX_COMMENT)
@@ -125,7 +131,7 @@ def _central_directory(path: Path, file: IO[bytes]) -> tuple[int, int]:
     return int(count), int(offset)
 
 
-def _central_entry(path: Path, file: IO[bytes]) -> Entry:
+def _central_entry(path: object, file: IO[bytes]) -> Entry:
     header = file.read(_CENTRAL_BYTES)
     if header[:4] != _CENTRAL or len(header) < _CENTRAL_BYTES:
         raise DataError(f"{path}: the zip archive is damaged: its directory is cut short")
@@ -175,7 +181,7 @@ def _counted(path: Path, count: int) -> int:
 def range_bytes(file: IO[bytes], offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on; fewer at the end of the file."""
     size = min(size, MAX_ENCODED_BYTES)
-    if hasattr(os, "pread"):
+    if isinstance(file, io.BufferedReader) and hasattr(os, "pread"):
         return os.pread(file.fileno(), size, offset)  # one call where seek and read are two
     file.seek(offset)
     return file.read(size)

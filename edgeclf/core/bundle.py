@@ -23,7 +23,7 @@ from edgeclf.core.errors import ModelError
 from edgeclf.core.flatbuffer import Flatbuffer, Table
 from edgeclf.core.tflite import IDENTIFIER, TfliteModel, read_model, scheme
 
-LABELS, CARD = "labels.txt", "edgeclf.json"
+LABELS, CARD, CORE_ML = "labels.txt", "edgeclf.json", ".mlpackage"
 CARD_SHA256 = "edgeclf.json.sha256"  # in ONNX alone; the zip has checksums of its own
 METADATA, METADATA_IDENTIFIER = "TFLITE_METADATA", b"M001"
 # Slots of ModelMetadata and SubGraphMetadata, and AssociatedFileType TENSOR_AXIS_LABELS, of TFLite's metadata_schema.fbs.
@@ -170,6 +170,8 @@ def _labels_text(labels: tuple[str, ...]) -> str:
 
 def model_bytes(path: Path) -> bytes:
     """The bytes of a model file, of a bounded size. Raises ModelError."""
+    if path.suffix == CORE_ML:
+        raise ModelError(f"{path}: a Core ML package, which runs on Apple's systems alone; here take a .tflite or .onnx file")
     try:
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:

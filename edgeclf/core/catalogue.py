@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -40,22 +40,23 @@ class Catalogue:
 
     `names` are paths relative to the top, with `/`. `classes` is int32 (pictures,), indices into `labels`.
     `folders` is int8 (pictures,): the index in SPLITS of the folder a picture lies under, or UNSPLIT. `places` is int64
-    (pictures, 3): offset, stored bytes and compression method inside an archive, zeros elsewhere. `arrays` holds RGB or
-    grey pictures for the kind `arrays`. `fingerprint` is a hexadecimal SHA-256 over names below the top and sizes (of the
-    contents, for arrays), equal for the same data in a folder, a zip and a copy on another machine; `cache_key` also
-    covers checksums or times, to notice a changed picture. `empty_classes` are class folders without a picture.
+    (pictures, 3): offset, stored bytes and compression method inside an archive, zeros elsewhere. `arrays` holds RGB or grey
+    pictures for the kind `arrays`, and gives one by index for `shards`, which `host.shards` opens. `fingerprint` is a
+    hexadecimal SHA-256 over names below the top and sizes (of the contents, for arrays), equal for the same data in a folder,
+    a zip and a copy on another machine; `cache_key` also covers checksums or times, to notice a changed picture.
+    `empty_classes` are class folders without a picture.
     """
 
     source: Path
-    kind: Literal["folder", "zip", "tar", "arrays"]
+    kind: Literal["folder", "zip", "tar", "arrays", "shards"]
     labels: tuple[str, ...]
-    names: tuple[str, ...]
+    names: Sequence[str]
     classes: npt.NDArray[np.int32]
     folders: npt.NDArray[np.int8]
     places: npt.NDArray[np.int64]
     fingerprint: str
     cache_key: str
-    arrays: Pixels | None = None
+    arrays: Pixels | Any = None
     empty_classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

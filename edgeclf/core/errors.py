@@ -8,7 +8,8 @@
     ├── MissingExtra      6  this verb needs an optional package that is not installed
     ├── QualityError      7  the result failed a gate, so no file was written; or a file does not compute what was shipped
     ├── StorageError      8  the disk refused (full, read-only, no permission)
-    └── BoardError        9  a board cannot be reached over ssh, or a step failed there; what ran there before still does
+    ├── BoardError        9  a board cannot be reached over ssh, or a step failed there; what ran there before still does
+    └── ClusterError     10  a cluster cannot be reached or started, or its machines have other versions than this one
 
 Ctrl-C exits with 130, a run that wants to be started afresh with 75; an error that nobody foresaw exits with 70 and asks
 for `--debug`.
@@ -79,3 +80,9 @@ class BoardError(EdgeclfError):
     """A board cannot be reached over ssh, or a step of a deploy failed there; what ran there before still does."""
 
     exit_code = 9
+
+
+class ClusterError(EdgeclfError):
+    """A cluster cannot be reached or started, or its machines have other versions than this one."""
+
+    exit_code = 10

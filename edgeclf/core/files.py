@@ -15,14 +15,18 @@ from edgeclf.core.errors import ConfigError, StorageError
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, suffix: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
+
+    It is hidden, and ends as `path` does, or in `suffix`.
 
     Raises StorageError, naming `path`, when the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix if suffix is None else suffix, dir=path.parent
+        )
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     os.close(handle)
@@ -39,9 +43,33 @@ def writing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
-    with writing(path) as temporary:
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success it takes the place of `path` and all in it, on failure it is removed.
+
+    It bears the name of `path`, for those who read meaning into a suffix. Raises StorageError, naming `path`, when the disk
+    refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
+            made, before = Path(scratch) / path.name, Path(scratch) / "before"
+            made.mkdir()
+            yield made
+            for file in sorted(made.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            if path.exists():
+                path.rename(before)
+            made.rename(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def write_bytes(path: Path, data: bytes, suffix: str | None = None) -> None:
+    """Write `data` to `path`, whole or not at all; `suffix` as for `writing`."""
+    with writing(path, suffix) as temporary:
         temporary.write_bytes(data)
 
 
@@ -62,10 +90,10 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, who: str = "training") -> Iterator[None]:
     """Hold `folder`, which is made when it is not there, against other processes; a killed one lets go by itself.
 
-    Raises ConfigError when another holds it, StorageError when it cannot be made. Leaves no file. Where the system has no
+    Raises ConfigError when another (`who`) holds it, StorageError when it cannot be made. Leaves no file. Where the system has no
     such locks (some network disks) nothing is held.
     """
     try:
@@ -74,13 +102,13 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{folder}: cannot write: {error.strerror or error}") from error
     try:
-        _lock(folder, handle)
+        _lock(folder, handle, who)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(folder: Path, handle: int) -> None:
+def _lock(folder: Path, handle: int, who: str) -> None:
     try:
         import fcntl  # not on Windows
     except ImportError:
@@ -88,7 +116,7 @@ def _lock(folder: Path, handle: int) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError(f"{folder}: another training is at work there; wait for it, or choose another --out") from error
+        raise ConfigError(f"{folder}: another {who} is at work there; wait for it, or choose another --out") from error
     except OSError:
         return  # a disk without locks
 

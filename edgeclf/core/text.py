@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+_USER = re.compile(r"://(?:[^\s/?#@:]*:(?=\S)(?:(?!://)[^\n])*@|\S*@)")
 _STEERING = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control characters, broken encoding, line and paragraph ends
 
 
@@ -29,5 +30,9 @@ def nearest(word: str, known: Sequence[str], most: int = 12) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` without the user and password of any address in it; for messages and for what is stored."""
-    return re.sub(r"://\S*@", "://", text)
+    """`text` without the user and password of any address in it; for messages and for what is stored.
+
+    A password may hold any character but a line end or `://`, so what follows `://NAME:` is taken for one up to the last `@`
+    of the line or of what stands before the next address: rather too much is left out than too little.
+    """
+    return _USER.sub("://", text)

@@ -68,8 +68,17 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class Emulated:
+    """Instructions of one inference on one thread of an emulated board, by variant: counts, and no latency."""
+
+    device: str
+    name: str
+    instructions: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """A recommendation: the variant (None when none can be recommended), one sentence, and further remarks."""
+    """A recommendation: the variant (None when none can be recommended), a sentence or two, and further remarks."""
 
     variant: str | None
     sentence: str
@@ -81,7 +90,7 @@ class Comparison:
     """A whole report. `names` are the pictures of the test part in the order of every `Flip.row`.
 
     `made_elsewhere` says that the model was imported, so that its training may have seen some of them. `boards` are devices
-    on which files of the run were measured too.
+    on which files of the run were measured too, `emulated` such on which their instructions were counted.
     """
 
     run: str
@@ -100,6 +109,7 @@ class Comparison:
     verdict: Verdict
     made_elsewhere: bool = False
     boards: tuple[Board, ...] = ()
+    emulated: tuple[Emulated, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -128,6 +138,7 @@ class Comparison:
                 {"name": board.name, "variants": [name for name, _ in board.files], "report": board.report.to_json()}
                 for board in self.boards
             ],
+            "emulated": [asdict(board) for board in self.emulated],
             "recommendation": asdict(self.verdict),
         }
 

@@ -12,14 +12,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeclf.core import config, files
 from edgeclf.core.catalogue import SPLITS
-from edgeclf.core.errors import ConfigError, DataError
+from edgeclf.core.errors import ConfigError, DataError, StorageError
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe
 from edgeclf.core.results import Accuracy, Interval, score
@@ -31,6 +31,9 @@ from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.full_model import PREDICT_BATCH, answering
 from edgeclf.host.keras import keras
 from edgeclf.host.quiet import hushed
+
+if TYPE_CHECKING:
+    from edgeclf.host.ray_workers import Workers
 
 VERB = "crossval"
 PREDICTIONS, RESULT = "predictions.csv", "crossval.json"
@@ -78,6 +81,7 @@ class Fold:
 
 
 OnFold: TypeAlias = Callable[[Fold], None]
+Answered: TypeAlias = tuple[Fold, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -192,27 +196,57 @@ def drawn_folds(
     return of_group[group]
 
 
-def crossvalidate(plan: Plan, on_fold: OnFold | None = None, on_epoch: Report | None = None) -> CrossValidation:
+def crossvalidate(
+    plan: Plan, on_fold: OnFold | None = None, on_epoch: Report | None = None, workers: Workers | None = None
+) -> CrossValidation:
     """Train every fold that is not done yet, and write `predictions.csv` and `crossval.json`.
 
     A finished fold is kept as `fold-N.npz`, and one under way goes on from its checkpoint. `on_fold(fold)` gets each result,
-    `on_epoch(done, total)` counts the epochs of all folds.
+    `on_epoch(done, total)` counts the epochs of all folds. With `workers`, folds are trained side by side on Ray
+    (`host.ray_folds`) and come in the order in which they end; either way goes on with what the other began.
     """
-    answers, done = [], []
     with files.locked(plan.folder), hushed("tensorflow"):
         settled.settle(plan.folder, plan.settings)
-        for number in range(1, plan.folds + 1):
-            fold, logits = _kept(plan, number) or _trained(plan, number, on_epoch)
-            answers.append(logits)
-            done.append(fold)
-            if on_fold:
-                on_fold(fold)
+        found = _in_turn(plan, on_fold, on_epoch) if workers is None else _side_by_side(plan, on_fold, on_epoch, workers)
+        done = tuple(found[number][0] for number in sorted(found))
         order = np.concatenate([_held_out(plan, fold.number) for fold in done])
-        logits, truth = np.concatenate(answers), plan.dataset.catalogue.classes[order]
-        result = CrossValidation(plan, tuple(done), mean_of([f.top1 for f in done]), score(logits, truth, plan.dataset.labels))
+        logits, truth = np.concatenate([found[fold.number][1] for fold in done]), plan.dataset.catalogue.classes[order]
+        result = CrossValidation(plan, done, mean_of([f.top1 for f in done]), score(logits, truth, plan.dataset.labels))
         _write_predictions(plan, order, logits)
         files.write_json(plan.folder / RESULT, result.to_json())
     return result
+
+
+def _in_turn(plan: Plan, on_fold: OnFold | None, on_epoch: Report | None) -> dict[int, Answered]:
+    """One fold after the other, in this process."""
+    found = {}
+    for number in range(1, plan.folds + 1):
+        found[number] = _kept(plan, number) or trained(plan, number, on_epoch)
+        if on_fold:
+            on_fold(found[number][0])
+    return found
+
+
+def _side_by_side(plan: Plan, on_fold: OnFold | None, on_epoch: Report | None, workers: Workers) -> dict[int, Answered]:
+    from edgeclf.host import ray_folds
+
+    found: dict[int, Answered] = {}
+
+    def take(number: int) -> bool:
+        kept = _kept(plan, number)
+        if kept:
+            found[number] = kept
+            if on_fold:
+                on_fold(kept[0])
+        return bool(kept)
+
+    def take_new(number: int) -> None:
+        if not take(number):
+            raise StorageError(f"{_file(plan, number)}: a worker wrote it elsewhere; put --out on a disk that all machines share")
+
+    missing = [number for number in range(1, plan.folds + 1) if not take(number)]
+    ray_folds.side_by_side(plan, missing, take_new, on_epoch, workers)
+    return found
 
 
 def mean_of(accuracies: Sequence[float]) -> Mean:
@@ -246,7 +280,7 @@ def fold_dataset(plan: Plan, number: int) -> Dataset:
     return replace(plan.dataset, parts={"train": rest[~is_val], "val": rest[is_val], "test": _held_out(plan, number)})
 
 
-def _trained(plan: Plan, number: int, on_epoch: Report | None) -> tuple[Fold, Any]:
+def trained(plan: Plan, number: int, on_epoch: Report | None = None) -> Answered:
     """Train a fold and keep what it answers to the pictures that it did not see: float32 (pictures, classes), logits."""
     dataset, epochs = fold_dataset(plan, number), plan.recipe.training.epochs
 
@@ -254,10 +288,10 @@ def _trained(plan: Plan, number: int, on_epoch: Report | None) -> tuple[Fold, An
         if on_epoch:
             on_epoch((number - 1) * epochs + int(row["epoch"]), plan.folds * epochs)
 
-    scratch = plan.folder / f".fold-{number}"
-    with files.locked(scratch):
+    folder = scratch(plan, number)
+    with files.locked(folder):
         keras().backend.clear_session()
-        model, state = fit(plan.recipe, dataset, scratch, plan.options, Listeners(after_epoch))
+        model, state = fit(plan.recipe, dataset, folder, plan.options, Listeners(after_epoch))
     answer, indices = answering(model), dataset.parts["test"]
     batches = (indices[i : i + PREDICT_BATCH] for i in range(0, len(indices), PREDICT_BATCH))
     logits = np.concatenate([answer(dataset.shards.take(batch)) for batch in batches])
@@ -269,11 +303,16 @@ def _trained(plan: Plan, number: int, on_epoch: Report | None) -> tuple[Fold, An
     record = np.frombuffer(json.dumps(asdict(fold)).encode(), np.uint8)
     with files.writing(_file(plan, number)) as path, path.open("wb") as file:
         np.savez(file, indices=indices, logits=logits, record=record)
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return fold, logits
 
 
-def _kept(plan: Plan, number: int) -> tuple[Fold, Any] | None:
+def scratch(plan: Plan, number: int) -> Path:
+    """Where a fold under way keeps its checkpoint and history."""
+    return plan.folder / f".fold-{number}"
+
+
+def _kept(plan: Plan, number: int) -> Answered | None:
     """A fold that was finished before; None where there is none, or its file is damaged."""
     path = _file(plan, number)
     if not path.exists():

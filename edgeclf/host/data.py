@@ -28,6 +28,9 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import builtin
 from edgeclf.host.run import Run
+from edgeclf.host.shards.index import is_sharded
+from edgeclf.host.shards.place import is_address
+from edgeclf.host.shards.records import Records, digest_of, open_shards, records_of
 from edgeclf.runtime.accuracy import matching_classes
 from edgeclf.runtime.engine import cores
 
@@ -37,7 +40,12 @@ INDEX = "index.json"
 
 
 def open_catalogue(data: str) -> Catalogue:
-    """The catalogue of a path, or of a built-in data set by name (`digits`, `cifar10`, `cifar100`). Raises DataError."""
+    """The catalogue of a path, of shards there or in object storage, or of a data set by name (`digits`, `cifar10`, `cifar100`).
+
+    Raises DataError.
+    """
+    if is_address(data) or is_sharded(Path(data)):
+        return _prepared_as_now(open_shards(data))
     if data in builtin.LOADERS and not Path(data).exists():
         return builtin.LOADERS[data]()
     if builtin.is_cifar_archive(Path(data)):
@@ -45,9 +53,24 @@ def open_catalogue(data: str) -> Catalogue:
     return catalogues.scan(Path(data))
 
 
+def _prepared_as_now(catalogue: Catalogue) -> Catalogue:
+    """Raise DataError for shards that another version of core/image.py prepared."""
+    records = records_of(catalogue)
+    if records and records.index.header.pipeline != PIPELINE:
+        raise DataError(f"{catalogue.source}: prepared by another version of edgeclf, to other pixels; shard the pictures again")
+    return catalogue
+
+
 def place_of(data: str) -> str:
-    """What the user gave as DATA so that it is found again from another folder: a built-in name, or an absolute path."""
-    return data if data in builtin.LOADERS and not Path(data).exists() else str(Path(data).resolve())
+    """What the user gave as DATA so that it is found again from another folder: a name, an address, or an absolute path."""
+    named = is_address(data) or (data in builtin.LOADERS and not Path(data).exists())
+    return data if named else str(Path(data).resolve())
+
+
+def split_of(catalogue: Catalogue, recipe: Recipe) -> dict[str, Any]:
+    """The keywords of `core.catalogue.split` for a training: the recipe's, or those by which shards were parted."""
+    records = records_of(catalogue)
+    return records.index.header.split if records else recipe.split
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +105,14 @@ class Shards:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def ingest(catalogue: Catalogue, spec: ImageSpec, progress: Report | None = None) -> Shards:
+def ingest(catalogue: Catalogue, spec: ImageSpec, progress: Report | None = None) -> Shards | Records:
     """Decode, fit and resize every picture once, on all cores, in bounded memory; a second call opens the cache.
 
     Unreadable pictures are listed in the result, never fatal; DataError when none is readable, StorageError when the
-    cache cannot be written.
+    cache cannot be written. Pictures in shards were prepared when these were made; DataError when that was for other sizes.
     """
+    if records := records_of(catalogue):
+        return records.matching(spec)
     key = hashlib.sha256(json.dumps([PIPELINE, catalogue.cache_key, asdict(spec)]).encode()).hexdigest()[:24]
     folder = cache_folder() / "shards" / key
     shards = _open(folder, catalogue, spec)
@@ -146,15 +171,15 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
             except DataError as error:
                 if isinstance(error.__cause__, OSError):
                     retry.append(i)
-                broken.append((i, _reason(error, catalogue, i)))
+                broken.append((i, reason_of(error, catalogue, i)))
         np.save(folder / f"{number:05d}.npy", pictures)
-        return number, np.array([_digest(picture) for picture in pictures], np.uint64), broken
+        return number, np.array([digest_of(picture) for picture in pictures], np.uint64), broken
 
     digests: dict[int, npt.NDArray[np.uint64]] = {}
     broken: list[tuple[int, str]] = []
     done = 0
     with ThreadPoolExecutor(cores()) as pool:
-        for number, part, bad in _bounded(pool, work, -(-len(catalogue) // rows)):
+        for number, part, bad in bounded(pool, work, -(-len(catalogue) // rows)):
             digests[number] = part
             broken += bad
             done += len(part)
@@ -166,7 +191,7 @@ def _write_shards(folder: Path, catalogue: Catalogue, spec: ImageSpec, progress:
     write_json(folder / INDEX, {"broken": sorted(broken), "retry": sorted(retry), "source": str(catalogue.source)})
 
 
-def _reason(error: DataError, catalogue: Catalogue, i: int) -> str:
+def reason_of(error: DataError, catalogue: Catalogue, i: int) -> str:
     """The message without the name of picture `i`, which stands beside it."""
     name = catalogue.names[i]
     return str(error).removeprefix(f"{catalogue.source / name}: ").removeprefix(f"{name}: ")
@@ -190,7 +215,7 @@ def _readable_now(folder: Path, catalogue: Catalogue, spec: ImageSpec) -> bool:
     return False
 
 
-def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -> Any:
+def bounded(pool: ThreadPoolExecutor, work: Callable[[int], Any], count: int) -> Any:
     """Results as they come, with no more than two tasks a core handed out: memory does not grow with the data."""
     running: set[Future[Any]] = set()
     for number in range(count):
@@ -222,10 +247,6 @@ def _rows(spec: ImageSpec) -> int:
     return max(1, SHARD_BYTES // int(np.prod(spec.shape)) // 8)
 
 
-def _digest(picture: Pixels) -> int:
-    return int.from_bytes(hashlib.blake2b(picture.data, digest_size=8).digest(), "little")
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Pictures with their classes and parts, all readable; no picture of `val` or `test` stands in `train` too.
@@ -234,7 +255,7 @@ class Dataset:
     """
 
     catalogue: Catalogue
-    shards: Shards
+    shards: Shards | Records
     parts: dict[str, npt.NDArray[np.int64]]
     leaked: int
 
@@ -254,7 +275,12 @@ class Dataset:
 def make_dataset(
     catalogue: Catalogue, recipe: Recipe, split: dict[str, Any], progress: Report | None = None, spec: ImageSpec | None = None
 ) -> Dataset:
-    """Ingest a catalogue and split it; `split` is the keywords of `core.catalogue.split`. Raises DataError."""
+    """Ingest a catalogue and split it; `split` is the keywords of `core.catalogue.split`, sharded pictures stay in their parts.
+
+    Raises DataError.
+    """
+    if records := records_of(catalogue):
+        return Dataset(catalogue, records.matching(spec or recipe.image.spec()), records.parts, records.index.header.leaked)
     parts = catalogues.split(catalogue, **split)
     shards = ingest(catalogue, spec or recipe.image.spec(), progress)
     parts = {name: indices[shards.readable[indices]] for name, indices in parts.items()}
@@ -305,4 +331,6 @@ def reopen(
     catalogue = open_catalogue(provenance["data"])
     if catalogue.fingerprint != provenance["fingerprint"]:
         raise DataError(f"{provenance['data']}: has changed since {since}")
+    if records_of(catalogue) and split_of(catalogue, recipe) != provenance["split"]:
+        raise DataError(f"{provenance['data']}: was sharded again, with other pictures held out, since {since}")
     return make_dataset(catalogue, recipe, provenance["split"], progress, spec)

@@ -24,12 +24,16 @@ QUANTISED = ("int8", "w8a16", "mixed", "w4a8")
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The error of every layer in the order of computation, and the layers that bring it in, the worst first."""
+    """The error of every layer in the order of computation, and the layers that bring it in, the worst first.
+
+    `drop` is what the file's card says that export measured of top-1: lost, and the ends of the 95% interval, as fractions.
+    """
 
     file: Path
     pictures: int
     layers: tuple[LayerError, ...]
     blamed: tuple[LayerError, ...]
+    drop: tuple[float, float, float] | None = None
 
 
 def diagnose(file: Path, float32: Path | None = None, data: str | None = None, progress: Report | None = None) -> Diagnosis:
@@ -51,7 +55,14 @@ def diagnose(file: Path, float32: Path | None = None, data: str | None = None, p
     original = parse_bundle(model_bytes(float32), str(float32)).model if float32 else _network(run)
     pictures = _given(data, bundle.card, progress) if data else _drawn(run, progress)
     layers = quant_errors.layer_errors(original, bundle.model, [pictures])
-    return Diagnosis(file, len(pictures), layers, quant_errors.blamed(layers))
+    return Diagnosis(file, len(pictures), layers, quant_errors.blamed(layers), _drop(bundle.card))
+
+
+def _drop(card: ModelCard) -> tuple[float, float, float] | None:
+    measured = card.accuracy.get("file")
+    found = [measured.get(key) for key in ("drop", "drop_low", "drop_high")] if isinstance(measured, dict) else []
+    numbers = [float(value) for value in found if isinstance(value, (int, float))]
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
 
 
 def _network(folder: Path) -> bytes:

@@ -21,7 +21,7 @@ from edgeclf.core.live_settings import LiveSettings
 from edgeclf.core.progress import Bar
 from edgeclf.core.text import printable
 from edgeclf.host import deploy_scripts as scripts
-from edgeclf.host import deploy_unit, wheelhouse
+from edgeclf.host import deploy_settings, deploy_unit, wheelhouse
 from edgeclf.host.deploy_board import COPY_MB, INSTALL_MB, Facts, check, look, profile_for
 from edgeclf.host.deploy_ssh import Done, Remote
 from edgeclf.host.deploy_wheel import own_wheel
@@ -66,6 +66,11 @@ class Deployed:
     doctor: tuple[str, ...]
     service: str
     warnings: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """Of the release, after its name."""
+        return "is current" if self.changed else "was current already"
 
     def to_json(self) -> dict[str, Any]:
         """For the file with the figures."""
@@ -114,23 +119,27 @@ class Deploy:
         self.remote, self.name, self.wanted, self.bar = remote, name, wanted, bar
         self._tell, self._warn = tell, warn
         self._warnings: list[str] = []
+        self.second: Path | None = None  # a model of the settings, to be carried along
         self._since = time.monotonic()
 
     def run(self) -> Deployed:
         """Raises ConfigError, ModelError, QualityError, StorageError or BoardError; what ran there before still does then."""
         wanted = self.wanted
         read_bundle(wanted.file)  # an altered file is refused before anything is sent
+        self.second = deploy_settings.second_model(wanted.settings, wanted.config_file, wanted.file)
         facts, profile = self._look()
+        if self.second is None:
+            self._check_second()
         with tempfile.TemporaryDirectory(prefix="edgeclf-") as made:
             own = self._own_wheel(Path(made))
-            plan = plan_of(wanted, facts, own)
+            plan = plan_of(wanted, facts, own, self.second)
             state = self._state(plan)
             if plan.env not in state.envs and facts.free_mb < INSTALL_MB:
                 check(facts, self.name, profile, INSTALL_MB)
             if wanted.service:
                 self._may_install_service()
             self._environment(plan, state, facts, own)
-            release = self._release(plan, state)
+            release = self._release(plan, state, Path(made))
             verified = self._verify(plan, state, release)
         bench, doctor = (self._measure(plan, release), self._doctor(plan)) if wanted.measure else (None, ())
         if release != state.current:
@@ -170,6 +179,11 @@ class Deploy:
         if facts.old:
             self._must("check apt's numpy and OpenCV", self.remote.run(scripts.OLD_SYSTEM, self.wanted.python))
         return facts, profile
+
+    def _check_second(self) -> None:
+        named = self.wanted.settings.compare.file
+        if Path(named).is_absolute() and self.remote.run('test -r "$1"', named).code:
+            raise ConfigError(f"{self.name}: compare.file = {printable(named)!r}: no such file, here or there")
 
     def _own_wheel(self, folder: Path) -> Path:
         wanted = self.wanted
@@ -237,17 +251,28 @@ class Deploy:
         done = self.remote.run(scripts.PUT, target, sha256(path), mode, stdin=path, seconds=COPY_SECONDS)
         self._must(f"copy {path.name}", done)
 
-    def _release(self, plan: Plan, state: State) -> str:
+    def _release(self, plan: Plan, state: State, made: Path) -> str:
         if state.key == plan.key:
             self.step(f"release {state.current} holds the same file and settings")
             return state.current
         self._put(self.wanted.file, f"{plan.new}/{plan.file}")
         if self.wanted.config_file:
-            self._put(self.wanted.config_file, f"{plan.new}/live.toml")
+            self._put(self._settings(plan, made) or self.wanted.config_file, f"{plan.new}/live.toml")
         self._quiet("seal the release", scripts.SEAL, plan.new, plan.release, plan.key, plan.env)
         verb = "would copy" if self.wanted.dry_run else "copied"
         self.step(f"{verb} {self.wanted.file.name}, {self.wanted.file.stat().st_size:,} bytes, as release {plan.release}")
         return plan.release
+
+    def _settings(self, plan: Plan, made: Path) -> Path | None:
+        """Carry the second model to the release; the file of the settings that name it there, None where none is carried."""
+        if self.second is None:
+            return None
+        name = f"compare-{fit_for_a_name(self.second.name)}"
+        self._put(self.second, f"{plan.new}/{name}")
+        path = made / "live.toml"
+        path.write_text(deploy_settings.there(self.wanted.settings, plan.in_release(plan.release, name)), encoding="utf-8")
+        self.step(f"{'would copy' if self.wanted.dry_run else 'copied'} {self.second.name}, the model to compare with")
+        return path
 
     def _verify(self, plan: Plan, state: State, release: str) -> str:
         file = plan.in_release(release, plan.file)
@@ -272,13 +297,14 @@ class Deploy:
         done = self.remote.run(scripts.BENCH, plan.program, file, seconds=STEP_SECONDS)
         try:
             found = json.loads(done.out) if done.code == 0 else None
+            json.dumps(found, allow_nan=False)  # what is no number in JSON could not be kept
         except ValueError:
             found = None
         if not isinstance(found, dict):
             self.warn(f"bench failed on {self.name}: {done.last_line}")
             return None
         self.step("measured there with bench")
-        return found
+        return {**found, "board": self.name.rpartition("@")[2]}
 
     def _doctor(self, plan: Plan) -> tuple[str, ...]:
         if self.wanted.dry_run:
@@ -367,13 +393,13 @@ class Deploy:
         self._since = now
 
 
-def plan_of(wanted: Wanted, facts: Facts, own: Path) -> Plan:
+def plan_of(wanted: Wanted, facts: Facts, own: Path, second: Path | None = None) -> Plan:
     """Names from contents: another wheel, Python or extra is another environment; another file or setting another release."""
     packages = sorted(wanted.wheels.wheels.values()) if wanted.wheels else ["index"]
     system = deploy_unit.uses_picamera(wanted.settings)
     env = _short(sha256(own), facts.python, wanted.python, str(facts.old), str(system), *wanted.extras, *packages)
     settings = wanted.config_file.read_bytes().decode("utf-8") if wanted.config_file else ""
-    key = _short(env, sha256(wanted.file), settings)
+    key = _short(env, sha256(wanted.file), settings, *([sha256(second)] if second else []))
     release = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{key[:8]}"
     return Plan(f"{facts.home}/{FOLDER}/{wanted.name}", env, key, release, fit_for_a_name(wanted.file.name))
 

@@ -11,9 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from edgeclf.core.errors import BoardError, ConfigError
 from edgeclf.core.text import printable
@@ -83,43 +83,89 @@ def remote_line(script: str, arguments: tuple[str, ...]) -> str:
     return shlex.join(["sh", "-c", script, "sh", *arguments])
 
 
+class Children:
+    """The ssh processes that run, so that whoever waits for several boards can end them all; safe between threads."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock, self._ended = threading.Lock(), False
+
+    @contextlib.contextmanager
+    def start(self, command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A child in a process group of its own, so that Ctrl-C reaches us alone. Raises Stopped after `end`, OSError."""
+        with self._lock:
+            self.check()
+            child = subprocess.Popen(command, process_group=0, **pipes)
+            self._running.add(child)
+        try:
+            yield child
+        finally:
+            with self._lock:
+                self._running.discard(child)
+
+    def end(self) -> None:
+        """Kill those that run, and start no more."""
+        with self._lock:
+            self._ended = True
+            for child in self._running:
+                child.kill()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._ended
+
+    def check(self) -> None:
+        """Raises Stopped after `end`."""
+        if self._ended:
+            raise Stopped("stopped")
+
+
+class Stopped(BoardError):
+    """The deploy was ended from here, as by Ctrl-C."""
+
+
 @dataclass(frozen=True)
 class OpenSsh:
     """Scripts over the connection that `connected` holds open."""
 
     address: Address
     control: str
+    children: Children = field(default_factory=Children)
 
     def run(self, script: str, *arguments: str, stdin: Path | None = None, seconds: float = 60) -> Done:
         """Raises BoardError when the connection fails or nothing ends within `seconds`."""
         command = [*self.address.command(self.control, "-oControlMaster=no"), remote_line(script, arguments)]
         with stdin.open("rb") if stdin else contextlib.nullcontext(subprocess.DEVNULL) as source:
-            done = _bounded(command, source, seconds, self.address.target)
+            done = _bounded(command, source, seconds, self.address.target, self.children)
+        self.children.check()
         if done.code == 255:
             raise BoardError(f"{self.address.target}: {_explained(done.last_line)}")
         return done
 
 
 @contextlib.contextmanager
-def connected(address: Address) -> Iterator[OpenSsh]:
+def connected(address: Address, children: Children | None = None) -> Iterator[OpenSsh]:
     """One connection, and this machine's place in the queue: a second deploy to the same account is refused meanwhile.
 
     Raises BoardError within 10 seconds when the board does not answer or lets nobody in.
     """
+    children = children or Children()
     with tempfile.TemporaryDirectory(prefix="edgeclf-", ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as errors:
         control = f"{folder}/c"  # short: a socket's path holds 107 bytes
         command = [*address.command(control, "-oControlMaster=yes", "-oControlPersist=no"), remote_line(HOLD, ())]
-        try:
-            master = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-        except OSError as error:
-            raise ConfigError(
-                f"{address.ssh[0]}: cannot be started: {error.strerror}; install OpenSSH: apt-get install openssh-client"
-            ) from error
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                master = stack.enter_context(
+                    children.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+                )
+            except OSError as error:
+                raise ConfigError(
+                    f"{address.ssh[0]}: cannot be started: {error.strerror}; install OpenSSH: apt-get install openssh-client"
+                ) from error
+            stack.callback(_end, master)
             _await_ready(master, errors, address)
-            yield OpenSsh(address, control)
-        finally:
-            _end(master)
+            yield OpenSsh(address, control, children)
 
 
 def _await_ready(master: subprocess.Popen[bytes], errors: IO[bytes], address: Address) -> None:
@@ -170,9 +216,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def _bounded(command: list[str], stdin: IO[bytes] | int, seconds: float, name: str) -> Done:
+def _bounded(command: list[str], stdin: IO[bytes] | int, seconds: float, name: str, children: Children) -> Done:
     """Run to the end, keeping at most MOST_OUTPUT of each output; more, or more time, ends it."""
-    process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with children.start(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        return _drained(process, seconds, name)
+
+
+def _drained(process: subprocess.Popen[bytes], seconds: float, name: str) -> Done:
     kept = [bytearray(), bytearray()]
 
     def drain(pipe: IO[bytes], into: bytearray) -> None:

@@ -6,10 +6,15 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgeclf.core.errors import ConfigError
+import numpy as np
+
+from edgeclf.core.errors import ConfigError, EdgeclfError
+from edgeclf.core.files import write_bytes
 from edgeclf.host.keras import tensorflow
 
 StrategyName = Literal["none", "mirrored", "multi-worker"]
@@ -68,6 +73,47 @@ def _devices() -> list[str]:
     config = tensorflow().config
     found = config.list_logical_devices("GPU") or config.list_logical_devices("CPU")
     return [device.name for device in found]
+
+
+def from_chief(strategy: Any, data: bytes, is_chief: bool) -> bytes:
+    """What worker 0 gives as `data`, for every worker of a multi-worker `strategy`; all must ask at the same time.
+
+    By way of variables, which take the value that worker 0 starts them with.
+    """
+    tf = tensorflow()
+    given = np.frombuffer(data, np.uint8) if is_chief else np.zeros(0, np.uint8)
+    with strategy.scope():
+        length = int(tf.Variable(len(given), dtype=tf.int32, trainable=False).numpy())
+        start = given if is_chief else np.zeros(length, np.uint8)
+        return bytes(tf.Variable(start.astype(np.int32), trainable=False).numpy().astype(np.uint8)) if length else b""
+
+
+def share(path: Path, strategy: Any, worker: Worker) -> None:
+    """Give every worker the file that worker 0 has at `path`, or none where it has none."""
+    if worker.count == 1:
+        return
+    data = from_chief(strategy, path.read_bytes() if path.exists() else b"", worker.is_chief)
+    if data:
+        write_bytes(path, data)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def together(folder: Path, worker: Worker) -> Iterator[None]:
+    """What several workers do together: EdgeclfError, saying how to go on in `folder`, when another of them is lost."""
+    tf = tensorflow()
+    lost = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError
+    try:
+        yield
+    except lost as error:
+        if worker.count == 1:
+            raise
+        reason = error.message.strip().splitlines()[0][:120]
+        raise EdgeclfError(
+            f"{folder}: another worker was lost ({reason}); start all of them again, each with: "
+            "edgeclf train --resume --out FOLDER, the same everywhere"
+        ) from error
 
 
 def scope(strategy: Any) -> Any:

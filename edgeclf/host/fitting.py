@@ -11,7 +11,7 @@ from edgeclf.core.errors import ModelError
 from edgeclf.core.progress import Bar, Report
 from edgeclf.core.recipe import Recipe
 from edgeclf.host import adversarial, architectures, distribute, dropout, precision, transfer, weights
-from edgeclf.host.batches import steps_of, training_batches, validation_batches
+from edgeclf.host.batches import Share, batch_size, check_shares, steps_of, streamed, training_batches, validation_batches
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, Row, State, after_each_epoch, restore, use_average, write_history
 from edgeclf.host.data import Dataset
 from edgeclf.host.distribute import StrategyName
@@ -60,12 +60,21 @@ class Listeners:
 
 
 def fit(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, State]:
-    """Train, with a checkpoint in `folder` after every epoch: (float32 model with the weights to keep, what was reached)."""
-    section, steps = recipe.training, steps_of(dataset, recipe.training)
+    """Train, with a checkpoint in `folder` after every epoch: (float32 model with the weights to keep, what was reached).
+
+    Of several workers all go on from the checkpoint of worker 0. Raises EdgeclfError when one of them is lost.
+    """
     if options.deterministic:
         tensorflow().config.experimental.enable_op_determinism()
-    strategy = distribute.strategy_of(options.strategy)
-    with distribute.scope(strategy):
+    strategy, worker = distribute.strategy_of(options.strategy), distribute.worker(options.strategy)
+    with distribute.together(folder, worker):
+        distribute.share(folder / CHECKPOINT, strategy, worker)
+        return _fit(recipe, dataset, folder, options, listeners)
+
+
+def _fit(recipe: Recipe, dataset: Dataset, folder: Path, options: Options, listeners: Listeners) -> tuple[Any, State]:
+    section, steps = recipe.training, steps_of(dataset, recipe.training)
+    with distribute.scope(distribute.strategy_of(options.strategy)):
         model, frozen = _prepared(recipe, dataset, folder, options, listeners)
         compile_model(model, section, steps)
         state = restore(folder, model)
@@ -96,7 +105,7 @@ def run_epochs(
     section = recipe.training
     steps = steps_of(dataset, section)
     model.fit(
-        _as_wanted(training_batches(dataset, recipe, first_epoch=len(state.history))),
+        _drawn(dataset, recipe, len(state.history), model.distribute_strategy),
         steps_per_epoch=steps,
         epochs=until or section.epochs,
         initial_epoch=len(state.history),
@@ -132,6 +141,21 @@ def _first_stage(model: Any, recipe: Recipe, dataset: Dataset, folder: Path, opt
     rows = transfer.prepare(begun, recipe, dataset, folder, found, listeners.on_step, listeners.on_frozen) if found else []
     model.set_weights(begun.get_weights())
     return rows
+
+
+def _drawn(dataset: Dataset, recipe: Recipe, first_epoch: int, strategy: Any) -> Any:
+    """Training batches; several workers get theirs from shards of their own, where there are shards."""
+
+    def own(context: Any) -> Any:
+        devices = context.num_replicas_in_sync // context.num_input_pipelines
+        share = Share(context.input_pipeline_id, context.num_input_pipelines, devices)
+        return _as_wanted(training_batches(dataset, recipe, first_epoch, share))
+
+    several = isinstance(strategy, tensorflow().distribute.MultiWorkerMirroredStrategy)
+    if not several or not streamed(dataset):
+        return _as_wanted(training_batches(dataset, recipe, first_epoch))
+    check_shares(batch_size(dataset, recipe.training), strategy.num_replicas_in_sync)
+    return strategy.distribute_datasets_from_function(own)
 
 
 def _as_wanted(batches: Any) -> Any:

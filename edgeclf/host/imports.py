@@ -32,7 +32,7 @@ from edgeclf.core.progress import Report
 from edgeclf.core.recipe import ImageSection, ModelSection, Recipe
 from edgeclf.core.tflite import logits_view, read_model
 from edgeclf.host import import_child
-from edgeclf.host.data import make_dataset, open_catalogue, place_of
+from edgeclf.host.data import make_dataset, open_catalogue, place_of, split_of
 from edgeclf.host.house import RAW, UNKNOWN_NORMALISATION, Normalize, difference, trial_pixels
 from edgeclf.host.house_tflite import check_float32, house_tflite
 from edgeclf.host.keras_files import Kind, kind_of
@@ -206,7 +206,7 @@ def give_data(run: Run, data: str, progress: Report | None = None) -> Run:
             raise ConfigError(f"{data}: is not the data that {run.folder} was trained on; leave it out, and its own is taken")
         return replace(run, card=replace(run.card, provenance=provenance))
     matching_classes(catalogue.labels, run.card.labels, data)
-    split = run.recipe.split
+    split = split_of(catalogue, run.recipe)
     make_dataset(catalogue, run.recipe, split, progress, run.card.image)  # that it can be split, before it is written down
     card = replace(run.card, provenance={**provenance, "split": split})
     files.write_text(run.folder / CARD, card.to_json())

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from edgeclf.core import files
 from edgeclf.core.card import Io
@@ -23,12 +23,15 @@ from edgeclf.host.export import Exported, need_tflite
 from edgeclf.host.fitting import Listeners
 from edgeclf.host.optimize_choice import Choice, Entrant, Limits
 from edgeclf.host.optimize_cost import Board, Costs
-from edgeclf.host.optimize_space import TRAININGS, Network
-from edgeclf.host.optimize_study import Asked, Study, Trial, open_study
+from edgeclf.host.optimize_space import TRAININGS, Configuration, Network
+from edgeclf.host.optimize_study import Study, Trial, open_study
 from edgeclf.host.optimize_trial import Bench
 from edgeclf.host.quiet import hushed
 from edgeclf.host.run import CARD, MODEL, Run, sha256_of
-from edgeclf.host.study import optuna
+from edgeclf.host.study import Asked, optuna
+
+if TYPE_CHECKING:
+    from edgeclf.host.ray_workers import Workers
 
 VERB = "optimize"
 NETWORKS, STRUCTURES = "networks", "structures"  # folders of a search
@@ -144,17 +147,20 @@ def optimize(
     minutes: float | None = None,
     rounds: int = timing.ROUNDS,
     watch: Watch | None = None,
+    workers: Workers | None = None,
 ) -> Optimized:
     """Go on until there are `trials` trials in all, or `minutes` are over and the last is done; then choose, export and write.
 
     Default: every file that can be made or, with training, 40. Trials are seeded by their number, and none is made twice; one
-    that Ctrl-C cut short counts for nothing. Raises EdgeclfError when no file can be made.
+    that Ctrl-C cut short counts for nothing. With `workers`, networks are trained and files made and scored side by side on
+    Ray (`host.ray_optimize`), and latency is measured here while no worker is at work. Raises EdgeclfError when no file can
+    be made.
     """
     limits, board, watch = limits or Limits(), board or optimize_cost.board(None), watch or Watch()
     with files.locked(search.folder), hushed("tensorflow"):
         settled.settle(search.folder, search.settings)
         benches = _Benches(search, watch)
-        found = _search(search, benches, trials, minutes, watch)
+        found = _search(search, benches, trials, minutes, watch, workers)
         done = [trial for trial in found if trial.state == "done"]
         if not done:
             raise EdgeclfError(f"{search.folder}: no file could be made{f'; the last: {found[-1].reason}' if found else ''}")
@@ -187,45 +193,93 @@ class _Benches:
             raise
 
 
-def _search(search: Search, benches: _Benches, trials: int | None, minutes: float | None, watch: Watch) -> list[Trial]:
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A search under way: its trials so far, how many there shall be, and relative times that are known, by structure."""
+
+    search: Search
+    study: Study
+    benches: _Benches
+    watch: Watch
+    found: list[Trial]
+    wanted: int
+    deadline: float | None
+    known: dict[str, float] = field(default_factory=dict)
+
+    def ask(self, most: int = 1) -> list[Asked[Configuration]]:
+        """Up to so many files to make next, all different; none when the search is over."""
+        asked: list[Asked[Configuration]] = []
+        while len(asked) < min(most, self.wanted - len(self.found)) and not self._out_of_time:
+            taken = {trial.configuration for trial in self.found} | {other.proposal for other in asked}
+            another = self.study.ask(len(self.found) + len(asked) + 1, taken)
+            if another is None:
+                break
+            asked.append(another)
+        return asked
+
+    @property
+    def _out_of_time(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def tell(self, asked: Asked[Configuration], trial: Trial) -> None:
+        """Keep what came of it, and let others hear."""
+        self.study.tell(asked, trial)
+        self.found.append(trial)
+        self.watch.on_trial(trial, self.wanted)
+
+
+def _search(
+    search: Search, benches: _Benches, trials: int | None, minutes: float | None, watch: Watch, workers: Workers | None
+) -> list[Trial]:
     deadline = None if minutes is None else time.monotonic() + minutes * 60
-    with open_study(search.folder, search.train, search.run.trained_for_int8, search.run.recipe.training.seed) as study:
+    run = search.run
+    with open_study(search.folder, search.train, run.trained_for_int8, _pruned(run), run.recipe.training.seed) as study:
         found = study.trials()
         usual = USUAL_TRIALS if search.train else len(study.points)
-        wanted = min(trials or usual, len(study.points))
         known = {trial.structure: trial.relative_time for trial in found if trial.structure}
-        while len(found) < wanted and (deadline is None or time.monotonic() < deadline):
-            asked = study.ask(len(found) + 1, {trial.configuration for trial in found})
-            if asked is None:
-                break
-            found.append(_trial(study, asked, search, benches, known))
-            watch.on_trial(found[-1], wanted)
+        session = Session(search, study, benches, watch, found, min(trials or usual, len(study.points)), deadline, known)
+        if workers is None:
+            _in_turn(session)
+        else:
+            from edgeclf.host import ray_optimize
+
+            ray_optimize.side_by_side(session, workers)
     return found
 
 
-def _trial(study: Study, asked: Asked, search: Search, benches: _Benches, known: dict[str, float]) -> Trial:
-    """Make and measure what is proposed, and keep what came of it."""
-    began = time.monotonic()
-    try:
-        trial = _attempt(asked, search, benches, known)
-    except BaseException:
-        study.drop(asked)
-        raise
-    trial = replace(trial, seconds=round(time.monotonic() - began, 1))
-    study.tell(asked, trial)
-    return trial
+def _pruned(run: Run) -> bool:
+    """Whether its weights were pruned when it was compressed."""
+    section = run.recipe.compression
+    return "compressed_from" in run.card.provenance and bool(section.prune or section.prune_2_4)
 
 
-def _attempt(asked: Asked, search: Search, benches: _Benches, known: dict[str, float]) -> Trial:
-    wanted = asked.configuration
+def _in_turn(session: Session) -> None:
+    """One file after the other, in this process."""
+    while batch := session.ask():
+        (asked,) = batch
+        try:
+            trial = _attempt(asked, session)
+        except BaseException:
+            session.study.drop(asked)
+            raise
+        session.tell(asked, trial)
+
+
+def _attempt(asked: Asked[Configuration], session: Session) -> Trial:
+    began, wanted, folder = time.monotonic(), asked.proposal, session.search.folder / STRUCTURES
     try:
-        bench = benches.of(wanted.network)
-        measured = optimize_trial.measure(bench, wanted, benches.float32, known, search.folder / STRUCTURES)
+        bench = session.benches.of(wanted.network)
+        measured = optimize_trial.measure(bench, wanted, session.benches.float32, session.known, folder)
     except (StorageError, MissingExtra):
         raise
     except EdgeclfError as error:
-        return Trial(asked.number, "failed", wanted, 0.0, reason=" ".join(str(error).split()))
-    return Trial(asked.number, "done", wanted, 0.0, **vars(measured))
+        return failed(asked, error, time.monotonic() - began)
+    return Trial(asked.number, "done", wanted, round(time.monotonic() - began, 1), **vars(measured))
+
+
+def failed(asked: Asked[Configuration], error: EdgeclfError, seconds: float) -> Trial:
+    """A file that could not be made."""
+    return Trial(asked.number, "failed", asked.proposal, round(seconds, 1), reason=" ".join(str(error).split()))
 
 
 def _judged(

@@ -18,6 +18,7 @@ SPARSITIES = 0.0, 0.5, 0.8
 CLUSTERS = 0, 16, 64  # values that each kernel keeps
 KEPT = 1, 2, 4, 8  # layers of a mixed file in floats
 TREATMENTS = "plain", "corrected", "equalised"
+SPARSE = "float16-sparse"  # where half the weights or more may be zero
 TRAINED = "trained"  # ranges that quantisation-aware training found
 _TREATED = {"corrected": ", biases corrected", "equalised": ", layers equalised and biases corrected"}
 
@@ -75,17 +76,19 @@ class Configuration:
         return " ".join(part for part in parts if part)
 
 
-def configurations(train: Collection[str] = (), trained: bool = False) -> dict[Configuration, dict[str, Value]]:
+def configurations(
+    train: Collection[str] = (), trained: bool = False, pruned: bool = False
+) -> dict[Configuration, dict[str, Value]]:
     """Every point of the space, the simplest first, with the choices that lead to it."""
     found, paths = dict[Configuration, dict[str, Value]](), [list[Value]()]
     while paths:
-        point, choices = _follow(paths.pop(), paths, train, trained)
+        point, choices = _follow(paths.pop(), paths, train, trained, pruned)
         found[point] = choices
     return found
 
 
 def _follow(
-    path: list[Value], paths: list[list[Value]], train: Collection[str], trained: bool
+    path: list[Value], paths: list[list[Value]], train: Collection[str], trained: bool, pruned: bool
 ) -> tuple[Configuration, dict[str, Value]]:
     """The point at the end of a path of choices, its first values taken where the path is too short; others go to `paths`."""
     made = dict[str, Value]()
@@ -98,13 +101,14 @@ def _follow(
             made[name] = values[0]
         return made[name]
 
-    return configuration(choose, train, trained), made
+    return configuration(choose, train, trained, pruned), made
 
 
-def configuration(choose: Choose, train: Collection[str] = (), trained: bool = False) -> Configuration:
+def configuration(choose: Choose, train: Collection[str] = (), trained: bool = False, pruned: bool = False) -> Configuration:
     """The point that `choose` leads to. `train` names what may be trained; `trained`: the run itself has trained ranges.
 
-    What was trained for int8 keeps its ranges; they fit no equalised layers.
+    What was trained for int8 keeps its ranges; they fit no equalised layers. Where weights were pruned, here or (`pruned`) in
+    the run itself, a sparse file can be made too.
     """
     network = Network(
         choose("channels", CHANNELS) if "channels" in train else 0.0,
@@ -113,7 +117,10 @@ def configuration(choose: Choose, train: Collection[str] = (), trained: bool = F
         choose("qat", (False, True)) if "qat" in train else False,
     )
     rounded = network.qat or (trained and not network.name)
-    variant = choose("variant", (*VARIANTS, MIXED))
+    if network.prune or pruned:
+        variant = choose("variant of pruned weights", (*VARIANTS, MIXED, SPARSE))
+    else:
+        variant = choose("variant", (*VARIANTS, MIXED))
     if variant not in ("int8", MIXED):
         return Configuration(variant, ("robust" if not rounded else TRAINED) if variant in CALIBRATED else "", network=network)
     ranges = TRAINED if rounded else choose("ranges", ESTIMATORS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core import files
-from edgeclf.core.bundle import attach
+from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.card import Io
 from edgeclf.core.errors import ModelError, QualityError
 from edgeclf.core.progress import Bar, no_bar
@@ -25,7 +25,7 @@ from edgeclf.host.fitting import Listeners
 from edgeclf.host.guard import Guard
 from edgeclf.host.optimize_space import Configuration, Network
 from edgeclf.host.run import Run
-from edgeclf.runtime.engine import TfliteEngine
+from edgeclf.runtime.engine import TfliteEngine, open_engine
 
 ROUNDS = 6  # of timing a file beside float32, to steer the search; the choice is made by longer timing of all files in turns
 
@@ -113,18 +113,35 @@ def open_bench(run: Run, io: Io, bar: Bar = no_bar) -> Bench:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a trial keeps: the drop, bytes of the file with card and self-test, its structure, and its relative time."""
+class Made:
+    """A file that was made and scored: the drop, its bytes with card and self-test, and its structure."""
 
     drop: PairedDrop
     file_bytes: int
     gzip_bytes: int
     structure: str
+
+
+@dataclass(frozen=True)
+class Measured(Made):
+    """What a trial keeps: its latency over that of the run's own float32 file too."""
+
     relative_time: float
 
 
 def measure(bench: Bench, wanted: Configuration, float32: TfliteEngine, known: dict[str, float], folder: Path) -> Measured:
     """Make a file and measure it; the first of its structure stays in `folder`. `known` holds relative times by structure.
+
+    Raises ModelError or QualityError where it cannot be made.
+    """
+    made = make(bench, wanted, folder)
+    if made.structure not in known:
+        known[made.structure] = relative_time(folder, made.structure, float32, bench.setting)
+    return Measured(**vars(made), relative_time=known[made.structure])
+
+
+def make(bench: Bench, wanted: Configuration, folder: Path) -> Made:
+    """Make a file and score it, without looking at the clock; the first of its structure stays in `folder`.
 
     Raises ModelError or QualityError where it cannot be made.
     """
@@ -134,11 +151,9 @@ def measure(bench: Bench, wanted: Configuration, float32: TfliteEngine, known: d
         raise ModelError(f"{candidate.name}: is no TFLite file")
     data = attach(candidate.model, replace(candidate.card, self_test=export.self_test(engine, candidate.card)))
     structure = structure_of(candidate.model)
-    if structure not in known:
+    if not structure_file(folder, structure).is_file():
         files.write_bytes(structure_file(folder, structure), data)
-        known[structure] = _relative_time(engine, float32, bench.setting)
-    packed = len(gzip.compress(data, 9, mtime=0))
-    return Measured(bench.drop(candidate), len(data), packed, structure, known[structure])
+    return Made(bench.drop(candidate), len(data), len(gzip.compress(data, 9, mtime=0)), structure)
 
 
 def structure_of(model: bytes) -> str:
@@ -157,7 +172,9 @@ def structure_file(folder: Path, structure: str) -> Path:
     return folder / f"{structure}.tflite"
 
 
-def _relative_time(engine: TfliteEngine, float32: TfliteEngine, setting: Setting) -> float:
+def relative_time(folder: Path, structure: str, float32: TfliteEngine, setting: Setting) -> float:
+    """Latency of the file of that structure in `folder` over that of float32, in turns. Nothing else should run meanwhile."""
+    engine = open_engine(read_bundle(structure_file(folder, structure)), probed=True)
     picture = setting.dataset.shards.take(setting.dataset.parts["val"][:1])
     calls: dict[str, Callable[[], object]] = {"float32": lambda: float32.infer(picture), "own": lambda: engine.infer(picture)}
     times = timing.interleaved(calls, ROUNDS)

@@ -19,6 +19,7 @@ from edgeclf.runtime.engine import cores, without_greeting
 PERFECT_DB = 120.0  # shown where there is no error at all
 MUCH_SATURATED = 0.01  # share of values at an end of the range: it was drawn too narrow
 WIDE = 4.0  # times what all but one in a thousand values need: most of the 256 steps are not used
+GUARD, QAT = "edgeclf export RUN --int8 --max-drop 0.5", "edgeclf compress RUN --qat"  # the first tries all that helps
 BLAMED_DB = 3.0  # that a layer loses against the worst of what it reads
 
 Values = npt.NDArray[np.float32]
@@ -52,12 +53,12 @@ class LayerError:
     def remedy(self) -> str:
         """What would help this layer, in words."""
         if self.saturated > MUCH_SATURATED:
-            return "its range is too narrow: more calibration pictures, or the min-max estimator"
+            return f"a wider range, of more calibration pictures or the min-max estimator: {GUARD}"
         if self.high - self.low > WIDE * (self.seen_high - self.seen_low):
-            return "its range is far wider than its values: the percentile or mse estimator"
+            return f"a narrower range, by the percentile or mse estimator: {GUARD}"
         if self.operator in ("LOGISTIC", "HARD_SWISH", "MUL", "SOFTMAX"):
-            return "its activation needs finer steps than int8 has: keep it in floats (mixed), or train with --qat"
-        return "train with the rounding: edgeclf compress --qat; or keep it in floats (mixed)"
+            return f"finer steps than int8 has, in floats or learned: {GUARD}, or {QAT}"
+        return f"training with the rounding, or floats: {QAT}, or {GUARD}"
 
 
 def layer_errors(float32: bytes, int8: bytes, pictures: Iterable[Pixels]) -> tuple[LayerError, ...]:

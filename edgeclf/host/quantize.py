@@ -40,7 +40,7 @@ def to_float32(model: Any) -> bytes:
         converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS]
         return bytes(converter.convert())
 
-    return _made(convert, f"{model.name}: TensorFlow's converter refused it")
+    return made(convert, f"{model.name}: TensorFlow's converter refused it")
 
 
 def quantize(float32: bytes, variant: str, ranges: Ranges | None = None, io: Io = "uint8", kept: Sequence[str] = ()) -> bytes:
@@ -73,7 +73,7 @@ def quantize(float32: bytes, variant: str, ranges: Ranges | None = None, io: Io 
         made = quantizer.Quantizer(float32, recipe).quantize(statistics, enable_progress_report=False)
         return bytes(made.quantized_model)
 
-    return with_io(_made(make, f"{variant}: litert-quantizer refused the model"), io if variant in ("int8", MIXED) else "float32")
+    return with_io(made(make, f"{variant}: litert-quantizer refused the model"), io if variant in ("int8", MIXED) else "float32")
 
 
 def _statistics(float32: bytes, ranges: Ranges) -> dict[str, dict[str, Extremes]]:
@@ -141,7 +141,7 @@ SPARSE = ("float32-sparse", "float16-sparse")  # of pruned networks alone
 CALIBRATED = ("int8", "w8a16", MIXED)
 
 
-def _made(make: Callable[[], bytes], complaint: str) -> bytes:
+def made(make: Callable[[], bytes], complaint: str) -> bytes:
     """What `make` gives, its chatter held back; its failure as ModelError.
 
     Converter and quantiser raise private classes as well as KeyError and RuntimeError for a graph that they cannot handle.

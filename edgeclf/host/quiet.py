@@ -11,12 +11,15 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def hushed(*loggers: str) -> Iterator[None]:
-    """Only the errors of these loggers, by name, while the block runs; of libraries that tell what is no news."""
+def hushed(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Only the errors of these loggers, by name, while the block runs; of libraries that tell what is no news.
+
+    With a higher `level`, not even those: of libraries whose errors are told in another way.
+    """
     named = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in named]
     for logger in named:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:

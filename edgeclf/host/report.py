@@ -15,6 +15,7 @@
         speedup_over_full, speedup_over_float32 (or null)    {factor, interval, measurable}
     unusable         list of {file, reason}
     boards           list of {name, variants, report}: what `report --add` was given (runtime.device_report.DeviceReport)
+    emulated         list of {device, name, instructions by variant}: what `report --emulate` counted; no latency
     recommendation   {variant (or null), sentence, remarks}
 
     MODEL: name file runtime threads; size {file_bytes, gzip_bytes}; memory {process_bytes, model_bytes} or null;
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,12 +42,14 @@ from edgeclf.core.onnx import is_onnx
 from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.results import Memory, Size
 from edgeclf.host import compare, memory, report_devices, report_html, timing, wording
+from edgeclf.host import emulate as emulation
 from edgeclf.host.compare import Infer
-from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
+from edgeclf.host.comparison import FULL, Comparison, Emulated, Model, Unusable, Variant
 from edgeclf.host.data import Dataset, open_dataset
 from edgeclf.host.full_model import FullModel, open_reference
 from edgeclf.host.inside import look_inside
 from edgeclf.host.plots import History, read_history
+from edgeclf.host.report_devices import Board
 from edgeclf.host.run import HISTORY, ONNX, Run
 from edgeclf.host.timing import Timing
 from edgeclf.host.verdict import recommend
@@ -77,19 +80,24 @@ def make_report(
     rounds: int = timing.ROUNDS,
     bar: Bar = no_bar,
     add: Sequence[Path] = (),
+    emulate: Sequence[str] = (),
 ) -> Comparison:
     """Measure every exported file of `run` beside its full model and write the report into `out`, or into the run folder.
 
     `threads` is for the exported files, None for what the runtime chooses; TensorFlow takes what it takes. `add` are device
-    reports of this run's files. Raises ConfigError when nothing was exported, ModelError when no exported file can be
-    measured, DataError when the data is gone or has changed, or a device report is of other files.
+    reports of this run's files, `emulate` boards (pi4, pi5) on which instructions are counted. Raises ConfigError when
+    nothing was exported, ModelError when no exported file can be measured, DataError when the data is gone or has changed,
+    or a device report is of other files, MissingExtra where a board cannot be emulated.
     """
+    if emulate:
+        emulation.need(emulation.default_home())
     entrants, unusable = enter(run, threads)
     boards = report_devices.read_boards(add, [(entrant.name, entrant.path) for entrant in entrants])
     with bar("reading pictures") as report:
         dataset = open_dataset(run, report)
     entrants, peeked = _apart_from_test(entrants, dataset)
-    comparison = replace(measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar), boards=boards)
+    emulated = count(entrants, emulate, bar)
+    comparison = measure(run, dataset, entrants, [*unusable, *peeked], rounds, bar, boards, emulated)
     write(comparison, dataset, run, out or run.folder)
     return comparison
 
@@ -115,10 +123,30 @@ def enter(run: Run, threads: int | None = None) -> tuple[list[Entrant], list[Unu
     return sorted(entrants, key=lambda e: (e.name != FLOAT32, -e.size.file_bytes)), unusable
 
 
+def count(entrants: Sequence[Entrant], devices: Sequence[str], bar: Bar = no_bar) -> tuple[Emulated, ...]:
+    """Instructions of every `.tflite` entrant on each emulated board. Raises what `host.emulate` does."""
+    found = []
+    for device in dict.fromkeys(devices):
+        counts, counted = {}, [e for e in entrants if not is_onnx(e.path.name)]
+        with bar(f"counting instructions, {emulation.NAMES[device]}") as report:
+            for number, entrant in enumerate(counted):
+                counts[entrant.name] = emulation.count(entrant.bundle, device, emulation.default_home()).instructions
+                report(number + 1, len(counted))
+        found.append(Emulated(device, emulation.NAMES[device], counts))
+    return tuple(found)
+
+
 def measure(
-    run: Run, dataset: Dataset, entrants: list[Entrant], unusable: list[Unusable], rounds: int = timing.ROUNDS, bar: Bar = no_bar
+    run: Run,
+    dataset: Dataset,
+    entrants: list[Entrant],
+    unusable: list[Unusable],
+    rounds: int = timing.ROUNDS,
+    bar: Bar = no_bar,
+    boards: tuple[Board, ...] = (),
+    emulated: tuple[Emulated, ...] = (),
 ) -> Comparison:
-    """Answers, accuracy and latency of the full model and every entrant, on the test part alone."""
+    """Answers, accuracy and latency of the full model and every entrant, on the test part alone; what boards say beside it."""
     machine = this_machine()  # before the work, which is load too
     reference = open_reference(run)
     models: dict[str, Infer] = {FULL: reference.infer, **{e.name: e.infer for e in entrants}}
@@ -141,14 +169,15 @@ def measure(
         _variant(e, measured(e.name, e.path.name, e.runtime, str(e.threads), e.size), scores, truth, dataset.labels, times)
         for e in entrants
     )
+    warnings = _warnings(machine) + ((wording.UNKNOWN_TRAINING,) if run.imported else ())
     return Comparison(
         run=run.name, recipe=run.recipe.name, data=Path(run.data).name, fingerprint=dataset.catalogue.fingerprint,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), parameters=reference.parameters,
         labels=dataset.labels, names=tuple(dataset.catalogue.names[i] for i in test),
         machine=machine, versions=_versions(entrants, reference.runtime),
         full=full, variants=variants, unusable=tuple(unusable),
-        verdict=recommend(variants, unusable, _warnings(machine) + ((wording.UNKNOWN_TRAINING,) if run.imported else ())),
-        made_elsewhere=run.imported,
+        verdict=recommend(variants, unusable, warnings, machine, boards, emulated),
+        made_elsewhere=run.imported, boards=boards, emulated=emulated,
     )  # fmt: skip
 
 

@@ -55,8 +55,9 @@ def read_boards(paths: Sequence[Path], exports: Sequence[tuple[str, Path]]) -> t
             )
         if report in [board.report for board in boards]:
             raise DataError(f"{path}: the same report is given twice")
-        like = sum(board.report.machine.cpu == report.machine.cpu for board in boards)
-        name = report.machine.cpu + (f" ({like + 1})" if like else "")
+        name = f"{report.board}, {report.machine.cpu}" if report.board else report.machine.cpu
+        like = sum((other.report.board, other.report.machine.cpu) == (report.board, report.machine.cpu) for other in boards)
+        name += f" ({like + 1})" if like else ""
         boards.append(Board(name, report, tuple((known[file.sha256], file) for file in report.files)))
     return tuple(boards)
 

@@ -99,7 +99,8 @@ def render_markdown(comparison: Comparison) -> str:
         "Change of top-1 is against the full model on the same pictures, with its 95% interval (Bonett and Price 2012); "
         "p is McNemar's exact test. Latency: one prepared picture to scores, all models interleaved in rounds in one run. "
         "Peak memory: largest resident size of a fresh process that opens the model and answers one picture; in brackets, what "
-        "of that came after the runtime was imported.",
+        "of that came after the runtime was imported."
+        + (" Instructions: of one inference on one thread under QEMU, a count and no latency." if c.emulated else ""),
         "",
     ]
     return "\n".join(lines)

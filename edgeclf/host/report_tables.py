@@ -90,16 +90,23 @@ def sizes(comparison: Comparison) -> Table:
 
 
 def inside(comparison: Comparison) -> Table:
-    """What is computed and stored, how much of it is zero, and how far the probabilities are off."""
-    full = comparison.full
+    """What is computed and stored, how much of it is zero, how far probabilities are off; instructions where counted."""
+    full, boards = comparison.full, comparison.emulated
     rows: list[tuple[Cell, ...]] = [
-        (Cell(FULL), Cell(NOTHING), Cell(f"{comparison.parameters:,}", "parameters"), Cell(NOTHING), *_trust(full))
-    ]
+        (
+            Cell(FULL), Cell(NOTHING), Cell(f"{comparison.parameters:,}", "parameters"), Cell(NOTHING), *_trust(full),
+            *[Cell(NOTHING)] * len(boards),
+        )
+    ]  # fmt: skip
     for v in comparison.variants:
         found = v.inside
         counts = (f"{found.macs:,}", f"{found.weights:,}", f"{found.zeros:.1%}") if found else (NOTHING,) * 3
-        rows.append((Cell(v.name), *(Cell(count) for count in counts), *_trust(v.model)))
-    head = ("model", "multiply-accumulates", "weights", "zeros among them", "ECE, points", "mean confidence, %")
+        instructions = [Cell(f"{b.instructions[v.name]:,}" if v.name in b.instructions else NOTHING) for b in boards]
+        rows.append((Cell(v.name), *(Cell(count) for count in counts), *_trust(v.model), *instructions))
+    head = (
+        "model", "multiply-accumulates", "weights", "zeros among them", "ECE, points", "mean confidence, %",
+        *(f"instructions, emulated {board.name}" for board in boards),
+    )  # fmt: skip
     return Table(head, tuple(rows), _chosen(comparison))
 
 

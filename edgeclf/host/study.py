@@ -1,4 +1,7 @@
-"""The seam to Optuna: it proposes points, judges trials under way, and keeps them in a database in the folder."""
+"""The seam to Optuna: it proposes points, judges trials under way, and keeps them in a database in the folder.
+
+`optimize_study` stands on the same database, sampler and proposals.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import contextlib
 import math
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +26,7 @@ PRUNED_AFTER, PRUNED_FROM = 4, 1 / 3  # no trial is cut before so many were fini
 LEAST_FOR_IMPORTANCE = 10  # different accuracies; from fewer, the shares are noise
 
 State = Literal["done", "pruned", "failed"]
+Proposal = TypeVar("Proposal")
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,19 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """A proposed training, under way."""
+class Asked(Generic[Proposal]):
+    """A trial that was proposed and is under way; `handle` is Optuna's own."""
 
     number: int
-    recipe: Recipe
+    proposal: Proposal
     handle: Any
 
-    def is_hopeless(self, accuracy: float, epoch: int) -> bool:
-        """Note the validation accuracy after `epoch`; whether the trial lies below the median of the others there."""
+    def note(self, accuracy: float, epoch: int) -> None:
+        """Keep the validation accuracy after `epoch`, once for each."""
         self.handle.report(accuracy, epoch)
+
+    def is_hopeless(self) -> bool:
+        """Whether it lies below the median of the others at the epoch that was noted last."""
         return bool(self.handle.should_prune())
 
 
@@ -61,10 +68,9 @@ class Study:
     dimensions: tuple[Dimension, ...]
     handle: Any
 
-    def ask(self, number: int) -> Asked:
+    def ask(self, number: int) -> Asked[Recipe]:
         """The recipe itself as number 1, then what the sampler thinks; number and earlier trials alone decide."""
-        seed = np.random.RandomState([self.recipe.training.seed, number]).randint(2**31)
-        self.handle.sampler = optuna().samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=int(seed))
+        seed_sampler(self.handle, self.recipe.training.seed, number)
         if number == 1:
             self.handle.enqueue_trial(own_point(self.recipe, self.dimensions))
         asked = self.handle.ask()
@@ -75,27 +81,23 @@ class Study:
                 asked.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
         return Asked(number, self._recipe(asked), asked)
 
-    def tell(self, asked: Asked, trial: Trial) -> None:
+    def tell(self, asked: Asked[Recipe], trial: Trial) -> None:
         """Keep what came of it."""
-        asked.handle.set_user_attr("trial", {key: value for key, value in vars(trial).items() if key != "recipe"})
-        self.handle.tell(asked.handle, trial.accuracy if trial.state == "done" else None, state=_states()[trial.state])
+        record = {key: value for key, value in vars(trial).items() if key != "recipe"}
+        tell(self.handle, asked, record, trial.accuracy if trial.state == "done" else None)
 
-    def drop(self, asked: Asked) -> None:
+    def drop(self, asked: Asked[Recipe]) -> None:
         """It was cut short and counts for nothing."""
-        self.handle.tell(asked.handle, state=_states()["failed"])
+        drop(self.handle, asked)
 
     def trials(self) -> list[Trial]:
-        """Those that were told, in their order."""
-        found = []
-        for frozen in self.handle.get_trials(deepcopy=False):
-            record = frozen.user_attrs.get("trial")
-            if record and frozen.state == _states()[record["state"]]:
-                found.append(Trial(recipe=self._recipe(frozen), **record))
-        return found
+        """Those that were told, by number."""
+        found = [Trial(recipe=self._recipe(frozen), **record) for frozen, record in told(self.handle)]
+        return sorted(found, key=lambda trial: trial.number)
 
     def importances(self) -> dict[str, float]:
         """How much each dimension mattered (PED-ANOVA, Watanabe et al. 2023), adding up to 1; empty where too little is known."""
-        done = self.handle.get_trials(deepcopy=False, states=(_states()["done"],))
+        done = self.handle.get_trials(deepcopy=False, states=(states()["done"],))
         if len({trial.value for trial in done}) < LEAST_FOR_IMPORTANCE:
             return {}
         with warnings.catch_warnings():
@@ -157,13 +159,46 @@ def _handle(storage: Any, epochs: int) -> Any:
     return study
 
 
+def seed_sampler(study: Any, seed: int, number: int) -> np.random.RandomState:
+    """Give Optuna's study a TPE sampler for the trial of that number; returns the source of chance that it was seeded from."""
+    random = np.random.RandomState([seed, number])
+    study.sampler = optuna().samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=int(random.randint(2**31)))
+    return random
+
+
+def tell(study: Any, asked: Asked[Any], record: dict[str, Any], goals: Any) -> None:
+    """Keep what came of a trial: `record`, whose `state` says how it ended, and the value or values of a finished one."""
+    asked.handle.set_user_attr("trial", record)
+    study.tell(asked.handle, goals, state=states()[record["state"]])
+
+
+def told(study: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Optuna's trials that were told, each with its record; none of a process that was killed in between."""
+    for frozen in study.get_trials(deepcopy=False):
+        record = frozen.user_attrs.get("trial")
+        if record and frozen.state == states()[record["state"]]:
+            yield frozen, record
+
+
+def drop(study: Any, asked: Asked[Any]) -> None:
+    """End a trial that was cut short; it counts for nothing."""
+    study.tell(asked.handle, state=states()["failed"])
+
+
 def drop_running(study: Any) -> None:
     """End trials that a killed process left under way; they count for nothing."""
-    states = optuna().trial.TrialState
-    for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-        study.tell(left.number, state=states.FAIL)
+    running = optuna().trial.TrialState.RUNNING
+    for left in study.get_trials(deepcopy=False, states=(running,)):
+        study.tell(left.number, state=states()["failed"])
 
 
-def _states() -> dict[str, Any]:
+def free_number(taken: Iterable[int]) -> int:
+    """The least number from 1 that is not taken; trials that ran side by side may have left gaps."""
+    known = set(taken)
+    return next(number for number in range(1, len(known) + 2) if number not in known)
+
+
+def states() -> dict[str, Any]:
+    """How trials end, as Optuna calls it."""
     state = optuna().trial.TrialState
     return {"done": state.COMPLETE, "pruned": state.PRUNED, "failed": state.FAIL}

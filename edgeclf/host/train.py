@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
@@ -20,11 +21,13 @@ from edgeclf.core.progress import Bar, Report, no_bar
 from edgeclf.core.recipe import Recipe, override, read_recipe
 from edgeclf.core.text import redacted
 from edgeclf.host import adversarial, batch_search, custom, distribute, precision
+from edgeclf.host.batches import check_shares
 from edgeclf.host.checkpoint import CHECKPOINT, OnEpoch, State
-from edgeclf.host.data import Dataset, make_dataset, open_catalogue, place_of, reopen
+from edgeclf.host.data import Dataset, make_dataset, open_catalogue, place_of, reopen, split_of
 from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.full_model import measure
 from edgeclf.host.run import CARD, CURVES, HISTORY, MODEL, RECIPE, RUNS, SPLIT, STARTED, Run, open_run, sha256_of
+from edgeclf.host.shards.records import records_of
 
 _PACKAGES = ("edgeclf", "tensorflow", "tf-keras", "numpy", "opencv-python")
 
@@ -57,17 +60,18 @@ def start(
     unusable weights.
     """
     options = options or Options()
-    folder = _worker_folder(folder, options)
+    folder = _worker_folder(folder, options, recipe)
     if folder:
         check_free(folder)
     distribute.strategy_of(options.strategy)
     catalogue = open_catalogue(data)
     options, started_from = startable(recipe, len(catalogue.labels), options, say, bar)
-    dataset = make_dataset(catalogue, recipe, recipe.split, progress)
+    split = split_of(catalogue, recipe)
+    dataset = make_dataset(catalogue, recipe, split, progress)
     provenance = {
         "data": place_of(data),
         "fingerprint": dataset.catalogue.fingerprint,
-        "split": recipe.split,
+        "split": split,
         "recipe": recipe.name,
         "seed": recipe.training.seed,
         "options": asdict(options),
@@ -75,7 +79,7 @@ def start(
         **new_provenance(),
     }
     recipe = _settled(recipe, dataset)
-    folder = folder or _new_folder(f"{recipe.name}-{data_name(data)}")
+    folder = folder or new_folder(f"{recipe.name}-{data_name(data)}")
     with files.locked(folder):
         check_free(folder)  # another may have started there while this one read pictures
         recipe = custom.keep(recipe, folder)
@@ -94,12 +98,31 @@ def new_provenance() -> dict[str, Any]:
     }
 
 
-def _worker_folder(folder: Path | None, options: Options) -> Path | None:
+def _worker_folder(folder: Path | None, options: Options, recipe: Recipe) -> Path | None:
     """Where this process writes: the run folder, or beside it for every worker but the chief."""
     worker = distribute.worker(options.strategy)
     if folder is None and worker.count > 1:
         raise ConfigError("several workers need --out, so that all know the run folder")
-    return folder if folder is None or worker.is_chief else folder.with_name(f"{folder.name}.worker-{worker.index}")
+    if worker.count > 1:
+        check_shares(recipe.training.batch_size, worker.count)
+    return folder if folder is None else of_worker(folder, worker)
+
+
+def of_worker(folder: Path, worker: distribute.Worker) -> Path:
+    """Where a worker of the run in `folder` keeps its own: there, or beside it for every worker but the chief."""
+    return folder if worker.is_chief else folder.with_name(f"{folder.name}.worker-{worker.index}")
+
+
+def own_folder(run: Path) -> Path:
+    """Where this process goes on: of several workers each but the chief has a folder beside that of the run.
+
+    Such a worker may have finished there when the chief was lost, and then finishes once more.
+    """
+    own = of_worker(run, distribute.worker("multi-worker")) if os.environ.get("TF_CONFIG") else run
+    if own == run or not (own / STARTED).exists():
+        return run
+    (own / CARD).unlink(missing_ok=True)
+    return own
 
 
 def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -123,6 +146,15 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
 
     Raises ConfigError when there is none or it is finished, DataError when its pictures have changed since.
     """
+    folder = own_folder(interrupted(folder))
+    provenance, recipe, options = read_provenance(folder / STARTED), read_recipe(folder / RECIPE), read_options(folder)
+    distribute.strategy_of(options.strategy)
+    dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
+    return Job(folder, recipe, dataset, provenance, options)
+
+
+def interrupted(folder: Path | None) -> Path:
+    """The folder of an interrupted training: that one, or the newest one under `runs/`. Raises ConfigError when it is none."""
     if folder is None:
         candidates = [p.parent for p in RUNS.glob(f"*/{STARTED}") if not (p.parent / CARD).exists()]
         if not candidates:
@@ -130,15 +162,16 @@ def resume(folder: Path | None = None, progress: Report | None = None) -> Job:
         folder = max(candidates, key=lambda p: (p / STARTED).stat().st_mtime)
     if (folder / CARD).exists():
         raise ConfigError(f"{folder}: is finished; nothing to resume")
-    if not (folder / STARTED).exists():
+    if not (own_folder(folder) / STARTED).exists():
         raise ConfigError(f"{folder}: holds no interrupted run")
-    provenance, recipe = read_provenance(folder / STARTED), read_recipe(folder / RECIPE)
-    if "compressed_from" in provenance:
+    if "compressed_from" in read_provenance(own_folder(folder) / STARTED):
         raise ConfigError(f"{folder}: holds an interrupted compression; go on with it: edgeclf compress --resume --out {folder}")
-    options = config.build(Options, provenance.get("options", {}), str(folder / STARTED))
-    distribute.strategy_of(options.strategy)
-    dataset = reopen(provenance, recipe, "this training started; restore it, or start a new run", progress)
-    return Job(folder, recipe, dataset, provenance, options)
+    return folder
+
+
+def read_options(folder: Path) -> Options:
+    """How the interrupted training in `folder` runs. Raises ConfigError."""
+    return config.build(Options, read_provenance(folder / STARTED).get("options", {}), str(folder / STARTED))
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -192,7 +225,13 @@ def _finish(job: Job, model: Any, state: State) -> Run:
 
 
 def named_split(dataset: Dataset) -> dict[str, Any]:
-    """The names of the pictures of each part, and those that were skipped with the reason."""
+    """The names of the pictures of each part, and those that were skipped with the reason.
+
+    Shards may hold more pictures than anybody reads names of: of these the counts, and the hash of the index that has them.
+    """
+    if records := records_of(dataset.catalogue):
+        parts: dict[str, Any] = {part: len(chosen) for part, chosen in dataset.parts.items()}
+        return {"skipped": dataset.shards.skipped, "index_sha256": records.index.digest, **parts}
     names = dataset.catalogue.names
     return {"skipped": dataset.shards.skipped, **{part: [names[i] for i in chosen] for part, chosen in dataset.parts.items()}}
 
@@ -205,7 +244,7 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """As `free_folder`, and made, so that two trainings at once get one each. Raises StorageError."""
     while True:
         folder = free_folder(name)

@@ -6,10 +6,10 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeclf.core import config, files
 from edgeclf.core.errors import ConfigError, EdgeclfError, MissingExtra, StorageError
@@ -22,14 +22,18 @@ from edgeclf.host.fitting import Listeners, Options, fit, startable
 from edgeclf.host.keras import keras, tensorflow
 from edgeclf.host.quiet import hushed
 from edgeclf.host.search_space import Dimension, space
-from edgeclf.host.study import Asked, State, Study, Trial, open_study, optuna
+from edgeclf.host.study import Asked, State, Study, Trial, free_number, open_study, optuna
+
+if TYPE_CHECKING:
+    from edgeclf.host.ray_workers import Workers
 
 VERB = "tune"
 SCRATCH = ".trial-"
 _SETTINGS = "verb", "recipe", "data", "epochs", "keep", "options"
 
 OnTrial: TypeAlias = Callable[[Trial, Sequence[Trial]], None]
-AfterEpoch: TypeAlias = Callable[[Asked, list[Row], int], None]
+AfterEpoch: TypeAlias = Callable[[Trial, list[Row], int], None]
+"""`after_epoch(so_far, rows, epochs)`: the trial as it would be if it were given up now, its epochs, and how many there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class Tuning:
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What was found. The first trial is the recipe as it was; `importances` are shares by dimension, or empty."""
+    """What was found. `importances` are shares by dimension, or empty."""
 
     tuning: Tuning
     trials: tuple[Trial, ...]
@@ -59,6 +63,11 @@ class Tuned:
         if found is None:
             raise EdgeclfError(f"{self.tuning.folder}: no trial came to its end")
         return found
+
+    @property
+    def given(self) -> Trial | None:
+        """The recipe as it was; None where that was not trained yet, but others beside it were."""
+        return next((trial for trial in self.trials if trial.number == 1), None)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -121,34 +130,94 @@ def tune(
     minutes: float | None = None,
     on_trial: OnTrial | None = None,
     on_epoch: Report | None = None,
+    workers: Workers | None = None,
 ) -> Tuned:
     """Go on until there are `trials` trials in all, or `minutes` from now are over; then write what was found.
 
     The first trial is the recipe itself, so nothing worse is chosen. Trials are seeded by their number, so an interrupted
     tuning goes on with those that an undisturbed one has. A trial that Ctrl-C or the time cut short counts for nothing and
-    is done again. `on_trial(trial, all)` gets each result, `on_epoch(done, total)` the epochs of each. Raises EdgeclfError
-    when no trial came to its end.
+    is done again. `on_trial(trial, all)` gets each result, `on_epoch(done, total)` the epochs of each.
+
+    With `workers`, trials run side by side on Ray (`host.ray_tune`): what is proposed then also depends on which of them end
+    first, and `on_epoch` counts the epochs of all. Either way goes on with what the other began. Raises EdgeclfError when no
+    trial came to its end.
     """
     from edgeclf.host import tune_files
 
     deadline = time.monotonic() + minutes * 60 if minutes is not None else None
     with files.locked(tuning.folder):
         settled.settle(tuning.folder, tuning.settings)
-        for left in tuning.folder.glob(f"{SCRATCH}*"):  # of a killed process
-            shutil.rmtree(left, ignore_errors=True)
+        _clear(tuning.folder)
         with hushed("tensorflow"), open_study(tuning.folder, tuning.recipe, tuning.dimensions) as study:
-            found = study.trials()
-            with contextlib.suppress(_OutOfTime):
-                while len(found) < trials and not _over(deadline):
-                    found.append(_one_trial(study, tuning, len(found) + 1, _judge(deadline, on_epoch)))
-                    tune_files.write_trials(tuning, found)
-                    if on_trial:
-                        on_trial(found[-1], found)
-            tuned = Tuned(tuning, tuple(found), study.importances())
-        if best_of(found) is None:
-            raise EdgeclfError(f"{tuning.folder}: {_why_nothing(found, minutes)}")
+            search = Search(study, tuning, study.trials(), trials, deadline, on_trial, on_epoch)
+            if workers is None:
+                _in_turn(search)
+            else:
+                from edgeclf.host import ray_tune
+
+                ray_tune.side_by_side(search, workers)
+                _clear(tuning.folder)
+            tuned = Tuned(tuning, tuple(search.found), study.importances())
+        if best_of(tuned.trials) is None:
+            raise EdgeclfError(f"{tuning.folder}: {_why_nothing(tuned.trials, minutes)}")
         tune_files.write_result(tuned)
     return tuned
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A tuning under way: its trials so far by number, how many there shall be, and when the time is over."""
+
+    study: Study
+    tuning: Tuning
+    found: list[Trial]
+    trials: int
+    deadline: float | None
+    on_trial: OnTrial | None
+    on_epoch: Report | None
+
+    @property
+    def left(self) -> int:
+        """Trials that are not finished yet."""
+        return self.trials - len(self.found)
+
+    @property
+    def out_of_time(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def ask(self, beside: Iterable[int] = ()) -> Asked[Recipe]:
+        """The next trial; `beside` are the numbers of those under way."""
+        return self.study.ask(free_number([*beside, *(trial.number for trial in self.found)]))
+
+    def tell(self, asked: Asked[Recipe], trial: Trial) -> None:
+        """Keep what came of it, and let others hear."""
+        from edgeclf.host import tune_files
+
+        self.study.tell(asked, trial)
+        self.found.append(trial)
+        self.found.sort(key=lambda each: each.number)
+        tune_files.write_trials(self.tuning, self.found)
+        if self.on_trial:
+            self.on_trial(trial, self.found)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes left of their trials."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _in_turn(search: Search) -> None:
+    """One trial after the other, in this process."""
+    with contextlib.suppress(_OutOfTime):
+        while search.left > 0 and not search.out_of_time:
+            asked = search.ask()
+            try:
+                trial = attempt(asked.number, asked.proposal, search.tuning, _judge(search, asked))
+            except BaseException:
+                search.study.drop(asked)
+                raise
+            search.tell(asked, trial)
 
 
 class _Pruned(Exception):
@@ -159,10 +228,6 @@ class _OutOfTime(Exception):
     """The time was over inside a trial."""
 
 
-def _over(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
-
-
 def _why_nothing(trials: Sequence[Trial], minutes: float | None) -> str:
     if trials and trials[-1].state == "failed":
         return f"no trial came to its end; the last failed: {trials[-1].reason}"
@@ -170,15 +235,16 @@ def _why_nothing(trials: Sequence[Trial], minutes: float | None) -> str:
     return f"no trial came to its end{within}"
 
 
-def _judge(deadline: float | None, on_epoch: Report | None) -> AfterEpoch:
+def _judge(search: Search, asked: Asked[Recipe]) -> AfterEpoch:
     """What happens after an epoch of a trial: it is given up where it is hopeless, and cut where the time is over."""
 
-    def after_epoch(asked: Asked, rows: list[Row], epochs: int) -> None:
-        if on_epoch:
-            on_epoch(len(rows), epochs)
-        hopeless = asked.is_hopeless(rows[-1]["val_accuracy"], len(rows))
+    def after_epoch(so_far: Trial, rows: list[Row], epochs: int) -> None:
+        if search.on_epoch:
+            search.on_epoch(len(rows), epochs)
+        asked.note(rows[-1]["val_accuracy"], len(rows))
+        hopeless = asked.is_hopeless()
         if len(rows) < epochs:
-            if _over(deadline):
+            if search.out_of_time:
                 raise _OutOfTime
             if hopeless:
                 raise _Pruned
@@ -186,50 +252,42 @@ def _judge(deadline: float | None, on_epoch: Report | None) -> AfterEpoch:
     return after_epoch
 
 
-def _one_trial(study: Study, tuning: Tuning, number: int, after_epoch: AfterEpoch) -> Trial:
-    """Train what is proposed and keep what came of it."""
-    asked = study.ask(number)
-    try:
-        trial = _attempt(asked, tuning, after_epoch)
-    except BaseException:
-        study.drop(asked)
-        raise
-    study.tell(asked, trial)
-    return trial
-
-
-def _attempt(asked: Asked, tuning: Tuning, after_epoch: AfterEpoch) -> Trial:
+def attempt(number: int, recipe: Recipe, tuning: Tuning, after_epoch: AfterEpoch) -> Trial:
     """Train in a folder that is gone afterwards. A trial that cannot be trained has failed; a full disk is raised."""
     rows: list[Row] = []
     began, parameters = time.monotonic(), 0
 
-    def on_epoch(row: Row, epochs: int) -> None:
-        rows.append(row)
-        after_epoch(asked, rows, epochs)
-
     def came_to(state: State, accuracy: float | None, reason: str = "") -> Trial:
         seconds = round(time.monotonic() - began, 1)
-        return Trial(asked.number, state, asked.recipe, accuracy, len(rows), seconds, parameters, reason)
+        return Trial(number, state, recipe, accuracy, len(rows), seconds, parameters, reason)
+
+    def so_far() -> Trial:
+        return came_to("pruned", round(rows[-1]["val_accuracy"], 6))
+
+    def on_epoch(row: Row, epochs: int) -> None:
+        rows.append(row)
+        after_epoch(so_far(), rows, epochs)
 
     try:
-        with _scratch(tuning.folder) as folder:
+        with scratch(tuning.folder) as folder:
             keras().backend.clear_session()
-            parameters = int(architectures.build(asked.recipe, len(tuning.dataset.labels)).count_params())
-            fit(asked.recipe, tuning.dataset, folder, tuning.options, Listeners(on_epoch))
+            parameters = int(architectures.build(recipe, len(tuning.dataset.labels)).count_params())
+            fit(recipe, tuning.dataset, folder, tuning.options, Listeners(on_epoch))
     except _Pruned:
-        return came_to("pruned", round(rows[-1]["val_accuracy"], 6))
+        return so_far()
     except (StorageError, MissingExtra):
         raise
     except (EdgeclfError, tensorflow().errors.ResourceExhaustedError) as error:
-        if isinstance(error, ConfigError) and asked.number == 1:
+        if isinstance(error, ConfigError) and number == 1:
             raise  # the recipe itself is wrong
         return came_to("failed", None, _reason(error))
     accuracies = [round(row["val_accuracy"], 6) for row in rows]
-    return came_to("done", max(accuracies) if asked.recipe.training.early_stopping else accuracies[-1])  # of the weights kept
+    return came_to("done", max(accuracies) if recipe.training.early_stopping else accuracies[-1])  # of the weights kept
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder inside for the block, gone afterwards. Raises StorageError when it cannot be made."""
     try:
         made = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder))
     except OSError as error:

@@ -67,7 +67,7 @@ def result_json(tuned: Tuned) -> dict[str, Any]:
         "epochs": tuning.recipe.training.epochs,
         "validation_pictures": _pictures(tuned),
         "best": _trial_json(tuned, tuned.best),
-        "given": _trial_json(tuned, tuned.trials[0]),
+        "given": _trial_json(tuned, tuned.given) if tuned.given else None,
         "best_recipe": str(tuning.folder / BEST),
         "importances": tuned.importances,
         "trials": [_trial_json(tuned, trial) for trial in tuned.trials],
@@ -84,12 +84,12 @@ def _trial_json(tuned: Tuned, trial: Trial) -> dict[str, Any]:
 
 def improvement(tuned: Tuned) -> str:
     """What was gained, in a sentence that does not flatter."""
-    best, given, pictures = tuned.best, tuned.trials[0], _pictures(tuned)
+    best, given, pictures = tuned.best, tuned.given, _pictures(tuned)
     interval = wilson(round((best.accuracy or 0.0) * pictures), pictures)
     found = f"best: trial {best.number}, {best.accuracy:.2%} of {pictures} validation pictures"
-    if best.number == given.number:
+    if best is given:
         return f"{found}: the recipe as it was; no trial beat it"
-    before = f"{given.accuracy:.2%}" if given.accuracy is not None else "nothing"
+    before = f"{given.accuracy:.2%}" if given and given.accuracy is not None else "nothing"
     return (
         f"{found} (95% {interval.low:.2%} to {interval.high:.2%}); the recipe as it was reached {before}. "
         "Chosen by these pictures, so too good a figure: train it and see the test part"

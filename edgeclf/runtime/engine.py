@@ -103,7 +103,10 @@ def default_threads(model: TfliteModel) -> int:
 
 
 def cores() -> int:
-    """How many CPU cores this process may use."""
+    """How many CPU cores this process may use; fewer where PYTHON_CPU_COUNT says so, as Python itself reads it from 3.13 on."""
+    wanted = os.environ.get("PYTHON_CPU_COUNT", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

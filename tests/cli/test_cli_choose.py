@@ -91,6 +91,8 @@ def test_crossval_prints_each_fold_the_mean_and_what_the_intervals_mean(top, cli
         (["tune", "tiny.toml", "colours.npz", "--keep", "rate", "--out", "other"], "--keep rate"),
         (["crossval", "tiny.toml", "colours.npz", "--set", "training.epoch=3"], "did you mean 'epochs'"),
         (["crossval", "--resume", "--out", "nowhere"], "nowhere: holds no crossval"),
+        (["tune", "tiny.toml", "colours.npz", "--address", "10.0.0.1:6379"], "--address 10.0.0.1:6379: is about Ray"),
+        (["crossval", "tiny.toml", "colours.npz", "--cpus-per-trial", 2], "--cpus-per-trial 2: is about Ray; give --engine ray"),
     ],
 )
 def test_what_cannot_work_exits_with_2_in_one_line(top, cli_here, arguments, says):

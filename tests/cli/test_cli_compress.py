@@ -1,6 +1,7 @@
 """compress, debug-quant and export --max-drop from the command line, on a network that trains in seconds."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,23 @@ def test_a_compressed_run_goes_on_through_export_debug_quant_and_report(folder, 
     assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
     report = cli("report", "runs/tiny-qat", cwd=folder)
     assert report.code == 0, report.text
+
+
+def test_what_debug_quant_shows_is_explained_and_weighed(capsys):
+    """The columns in words, what the whole file lost, and one line for all layers that the same would help."""
+    from edgeclf.cli import debug_quant
+    from edgeclf.host.debug_quant import Diagnosis
+    from edgeclf.host.quant_errors import LayerError
+
+    layers = tuple(
+        LayerError(f"net/{name}/Relu6", "CONV_2D", 20.0, lost, 0.0, 0.0, 6.0, 0.0, 5.9) for name, lost in (("a", 9.7), ("b", 4.0))
+    )
+    debug_quant._print(Diagnosis(Path("x-int8.tflite"), 64, layers, layers, (0.001, -0.0042, 0.0062)))
+    shown = capsys.readouterr().out
+    assert "at 20 dB the error is a tenth of the signal" in shown
+    assert "cost +0.10 points of top-1 (95%: -0.42 to +0.62)" in shown
+    assert "the worst first: net/a/Relu6 (9.7 dB), net/b/Relu6 (4.0 dB); what would help: training with the rounding" in shown
+    assert shown.count("edgeclf compress RUN --qat") == 1
 
 
 def test_max_drop_writes_nothing_when_it_cannot_be_shown(folder, cli):

@@ -5,9 +5,11 @@ import importlib.util
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
+from colours import train_colours
 
 from edgeclf.cli import common
 from edgeclf.core.bundle import read_bundle
@@ -18,17 +20,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with `runs/colours`, trained in seconds."""
-    from edgeclf.core.recipe import load_recipe, override
-    from edgeclf.host import train as training
-
-    top, random = tmp_path_factory.mktemp("cli-export"), np.random.RandomState(0)
-    x, y = random.randint(0, 120, (200, 8, 8, 3)).astype(np.uint8), np.arange(200) % 2
-    x[np.arange(200), :, :, 2 * y] += 100
-    np.savez(top / "colours.npz", x=x, y=y, labels=np.array(["red", "blue"]))
-    recipe = override(load_recipe("compact-digits"), image__size=8, training__epochs=2, training__batch_size=16)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [8, 16]}))
-    training.train(training.start(recipe, str(top / "colours.npz"), top / "runs" / "colours"))
-    return top
+    return train_colours(tmp_path_factory.mktemp("cli-export"))
 
 
 def test_export_alone_makes_an_int8_file_of_the_newest_run_and_says_so(trained, cli_here):
@@ -71,6 +63,34 @@ def test_onnx_files_are_exported_evaluated_and_reported_by_their_card_alone(trai
     report = json.loads((tmp_path / "colours" / "report.json").read_text())
     assert {v["name"]: v["precision"] for v in report["variants"]} == {"onnx-float32": "float32", "onnx-int8": "int8"}
     assert all(v["named_right"] for v in report["variants"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("coremltools") is None, reason="needs the coreml extra")
+def test_a_core_ml_package_comes_beside_other_files_and_is_not_called_run(trained, cli_here, tmp_path):
+    """Where it lies is the answer; what was checked, and that Core ML did not run it, is a note. JSON says both."""
+    answer = cli_here("export", "runs/colours", "--int8", "--coreml", "--out", tmp_path, cwd=trained)
+    assert answer.code == 0, answer.text
+    assert re.search(r"colours-float16.mlpackage, [\d.]+ kB", answer.stdout)
+    assert "held-out pictures get the full model's answer" in answer.stderr
+    assert "Core ML itself, which runs on Apple's systems alone, has not run it" in answer.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"colours-int8.tflite", "colours-float16.mlpackage"}
+    document = json.loads(cli_here("export", "runs/colours", "--coreml-w8", "--out", tmp_path, "--json", cwd=trained).stdout)
+    (package,) = document["packages"]
+    assert (document["files"], package["variant"]) == ([], "coreml-weight-only-w8")
+    assert package["path"] == str(tmp_path / "colours-weight-only-w8.mlpackage")
+    assert 0 < package["pictures"] <= 32
+
+
+def test_a_missing_core_ml_extra_is_named_before_anything_is_made(trained, cli_here, monkeypatch, tmp_path):
+    """Exit code 6; the other file that was asked for is not begun either."""
+    from edgeclf.host import export_coreml
+
+    monkeypatch.setattr(
+        export_coreml, "importlib", types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
+    )
+    answer = cli_here("export", "runs/colours", "--float32", "--coreml", "--out", tmp_path, cwd=trained)
+    assert (answer.code, "pip install 'edgeclf[coreml]'" in answer.stderr) == (6, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_onnx_files_without_one_exit_with_2(trained, cli_here):

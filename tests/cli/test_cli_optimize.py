@@ -1,12 +1,12 @@
 """The verb optimize, for real on a network that trains in seconds: what it writes, what it says, and its exit codes."""
 
-import dataclasses
 import importlib.util
 import json
 import shutil
 
 import numpy as np
 import pytest
+from colours import train_colours
 
 from edgeclf.core.bundle import read_bundle
 
@@ -18,17 +18,7 @@ QUICK = "--trials", 3, "--rounds", 6
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with `runs/colours`, trained in seconds."""
-    from edgeclf.core.recipe import load_recipe, override
-    from edgeclf.host import train as training
-
-    top, random = tmp_path_factory.mktemp("cli-optimize"), np.random.RandomState(0)
-    x, y = random.randint(0, 120, (200, 8, 8, 3)).astype(np.uint8), np.arange(200) % 2
-    x[np.arange(200), :, :, 2 * y] += 100
-    np.savez(top / "colours.npz", x=x, y=y, labels=np.array(["red", "blue"]))
-    recipe = override(load_recipe("compact-digits"), image__size=8, training__epochs=2, training__batch_size=16)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [8, 16]}))
-    training.train(training.start(recipe, str(top / "colours.npz"), top / "runs" / "colours"))
-    return top
+    return train_colours(tmp_path_factory.mktemp("cli-optimize"))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +135,7 @@ def test_another_board_is_told_in_a_line_and_ranked_by_time_where_it_is_not_emul
         (["--device", "pi6"], "pi6"),
         (["--epochs", 3], "--epochs 3: is about what --train trains"),
         (["--out", "."], "holds other files and no optimize"),
+        (["--gpus-per-trial", 1], "--gpus-per-trial 1: is about Ray; give --engine ray too"),
     ],
 )
 def test_what_cannot_work_exits_with_2_in_one_line(trained, cli_here, arguments, says):

@@ -20,7 +20,7 @@ from edgeclf.core import config
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.recipe import Recipe, load_recipe, override
-from edgeclf.host import memory, quantize
+from edgeclf.host import emulate, memory, quantize
 from edgeclf.host.data import make_dataset, open_catalogue
 from edgeclf.host.full_model import open_reference
 from edgeclf.host.keras import keras
@@ -126,6 +126,28 @@ def test_float32_answers_as_the_full_model_does(run: Run, cli_here: Cli) -> None
     assert float32["precision"] == "float32"
     assert float32["named_right"]
     assert document == json.loads((run.folder / "report.json").read_text())
+
+
+def test_counted_instructions_are_in_every_report(
+    run: Run, cli_here: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Under their own name, and no latency; where there is no emulated board that is told before anything is measured."""
+    monkeypatch.setattr(emulate, "default_home", lambda: tmp_path / "boards")
+    refused = cli_here("report", run.folder, "--emulate", "pi5")
+    assert refused.code == 6
+    assert not list(run.folder.glob("report*"))
+    monkeypatch.setattr(emulate, "need", lambda home: None)
+    count = emulate.Count("pi5", 1_234_567, {}, (1_234_567,), True, True, 2, False, True, 0.0)
+    monkeypatch.setattr(emulate, "count", lambda bundle, device, home: count)
+    assert cli_here("report", run.folder, "--emulate", "pi5", "--rounds", 1).code == 0
+    document = json.loads((run.folder / "report.json").read_text())
+    counts = {"float32": 1_234_567, "float16": 1_234_567}
+    assert document["emulated"] == [{"device": "pi5", "name": "Raspberry Pi 5", "instructions": counts}]
+    for name in ("report.html", "report.md"):
+        text = (run.folder / name).read_text()
+        assert text.count("1,234,567") >= 2
+        assert "instructions, emulated Raspberry Pi 5" in text
+        assert "no latency" in text
 
 
 def test_out_leaves_the_run_folder_alone(run: Run, cli_here: Cli, tmp_path: Path) -> None:

@@ -87,3 +87,38 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert files.cache_folder() == Path("/b/edgeclf")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert files.cache_folder() == Path.home() / ".cache" / "edgeclf"
+
+
+def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lay in the old one is gone, what is new was on the disk before; nothing else is left beside it."""
+    path, synced = tmp_path / "net.mlpackage", []
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "old").write_text("old")
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), real(handle)))
+    with files.writing_folder(path) as folder:
+        assert folder.name == path.name
+        (folder / "deep").mkdir()
+        (folder / "deep" / "new").write_text("newer")
+        assert (path / "deep" / "old").read_text() == "old"
+    assert [p.relative_to(path).as_posix() for p in sorted(path.rglob("*"))] == ["deep", "deep/new"]
+    assert synced == [5]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    """Whatever raised goes on to the caller; a disk that refuses is named."""
+    path = tmp_path / "net.mlpackage"
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def failing(error: BaseException) -> None:
+        with files.writing_folder(path) as folder:
+            (folder / "half").write_text("ne")
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        failing(KeyboardInterrupt())
+    with pytest.raises(StorageError, match=r"net.mlpackage: cannot write: No space left on device"):
+        failing(OSError(28, "No space left on device"))
+    assert [p.name for p in tmp_path.rglob("*")] == ["net.mlpackage", "old"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -11,9 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+
+from edgeclf.core.files import sha256
+from edgeclf.host.deploy_wheel import own_wheel, packed
 
 SSHD = "/usr/sbin/sshd"
 STARTS_WITHIN_S = 30
@@ -90,6 +95,22 @@ def board(folder: Path, shell: str | None = None) -> Iterator[Board]:
         server.terminate()
         server.wait(10)
         log.close()
+
+
+def wheels(folder: Path) -> Path:
+    """A wheelhouse for this machine with edgeclf and pip; everything else a board here has from its system."""
+    own_wheel(folder)
+    packed(distribution("pip"), folder)
+    found = {path.name: sha256(path) for path in folder.glob("*.whl")}
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    table = {"edgeclf_wheelhouse": 1, "machine": machine(), "python": python, "glibc": 36, "extras": [], "wheels": found}
+    (folder / "wheelhouse.json").write_text(json.dumps(table))
+    return folder
+
+
+def machine() -> str:
+    """Of this machine, as a board says it."""
+    return subprocess.run(["uname", "-m"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _with_run_folder() -> list[str]:

@@ -11,21 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Board, board
+from loopback import Board, board, machine, wheels
 
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.errors import BoardError, ConfigError, StorageError
 from edgeclf.core.files import sha256
+from edgeclf.core.live_settings import LiveSettings, read_settings
 from edgeclf.core.progress import no_bar
 from edgeclf.host import deploy, deploy_scripts, deploy_ssh
 from edgeclf.host.deploy_board import Facts, check, look, profile_for
 from edgeclf.host.deploy_ssh import Address, Done, connected, remote_line
-from edgeclf.host.deploy_wheel import own_wheel, packed
 
 Cli = Callable[..., Any]
 WITHIN_S = 60
@@ -34,19 +33,7 @@ WITHIN_S = 60
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheelhouse for this machine with edgeclf and pip; everything else the loopback board has from its system."""
-    folder = tmp_path_factory.mktemp("wheelhouse")
-    own_wheel(folder)
-    packed(distribution("pip"), folder)
-    wheels = {path.name: sha256(path) for path in folder.glob("*.whl")}
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    table = {"edgeclf_wheelhouse": 1, "machine": machine(), "python": python, "glibc": 36, "extras": [], "wheels": wheels}
-    (folder / "wheelhouse.json").write_text(json.dumps(table))
-    return folder
-
-
-def machine() -> str:
-    """Of this machine, as a board says it."""
-    return subprocess.run(["uname", "-m"], capture_output=True, text=True, check=True).stdout.strip()
+    return wheels(tmp_path_factory.mktemp("wheelhouse"))
 
 
 @dataclass(frozen=True)
@@ -134,6 +121,51 @@ def test_a_second_run_changes_only_what_differs(first: Any, loopback: Loopback, 
     assert "install into" not in answer.stderr
     assert (loopback.root / "current/live.toml").read_text() == "[decide]\ntop = 1\n"
     assert loopback.releases() == {before, loopback.current}
+
+
+def test_a_second_model_of_the_settings_is_carried_along(
+    first: Any, loopback: Loopback, model: Path, fixtures_folder: Path, tmp_path: Path
+) -> None:
+    """It stands beside the settings here; on the board they name it in their release, and the rest of them is as it was."""
+    second = Path(shutil.copy(fixtures_folder / "tiny-float32.tflite", tmp_path / "full model.tflite"))
+    (tmp_path / "live.toml").write_text("[compare]\nfile = 'full model.tflite'\n[decide]\ntop = 2\n")
+    answer = loopback.deploy(model, "--config", tmp_path / "live.toml")
+    assert (answer.code, "copied full model.tflite, the model to compare with" in answer.stderr) == (0, True), answer.text
+    release = loopback.root / "releases" / loopback.current
+    there = read_settings(release / "live.toml")
+    assert there == replace(
+        LiveSettings(),
+        decide=replace(LiveSettings().decide, top=2),
+        compare=replace(LiveSettings().compare, file=str(release / "compare-full-model.tflite")),
+    )
+    assert Path(there.compare.file).read_bytes() == second.read_bytes()
+    before = loopback.current
+    assert "was current already" in loopback.deploy(model, "--config", tmp_path / "live.toml").stdout
+    second.write_bytes((fixtures_folder / "tiny-float16.tflite").read_bytes())
+    assert loopback.deploy(model, "--config", tmp_path / "live.toml").code == 0
+    assert loopback.current != before
+
+
+@pytest.mark.parametrize(
+    ("named", "code", "message"),
+    [
+        ("none.tflite", 2, "compare.file = 'none.tflite': no such file here"),
+        ("/nowhere/none.tflite", 2, "compare.file = '/nowhere/none.tflite': no such file, here or there"),
+        ("other.tflite", 4, "its labels are others"),
+    ],
+)
+def test_a_second_model_that_cannot_be_used_is_told_before_anything_is_changed(
+    loopback: Loopback, model: Path, tmp_path: Path, named: str, code: int, message: str
+) -> None:
+    """A path that only the board has is looked for there."""
+    bundle = read_bundle(model)
+    assert bundle.card is not None
+    others = tuple(f"another {label}" for label in bundle.card.labels)
+    (tmp_path / "other.tflite").write_bytes(attach(bundle.model, replace(bundle.card, labels=others)))
+    (tmp_path / "live.toml").write_text(f"[compare]\nfile = '{named}'\n")
+    answer = loopback.deploy(model, "--config", tmp_path / "live.toml", "--name", "second")
+    assert (answer.code, message in answer.stderr) == (code, True), answer.text
+    assert not (loopback.board.home / "edgeclf/second").exists()
 
 
 def test_all_but_the_current_release_and_the_one_before_is_removed(tmp_path: Path) -> None:

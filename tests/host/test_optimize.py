@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray_fakes import Here
 
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, MissingExtra, ModelError, QualityError, StorageError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
 from edgeclf.core.results import Interval, Latency, paired_drop
-from edgeclf.host import optimize, optimize_choice, optimize_cost, optimize_files, optimize_space, optimize_trial
+from edgeclf.host import optimize, optimize_choice, optimize_cost, optimize_files, optimize_space, optimize_trial, ray_optimize
 from edgeclf.host.export import Exported
 from edgeclf.host.optimize_choice import Entrant, Limits, choose, pareto, refusal
 from edgeclf.host.optimize_cost import Board, Costs
 from edgeclf.host.optimize_space import Configuration, Network, configurations
-from edgeclf.host.optimize_trial import Measured
+from edgeclf.host.optimize_trial import Made, Measured
+from edgeclf.host.ray_workers import Place
 from edgeclf.host.run import Run
 from edgeclf.host.study import DATABASE
 from edgeclf.host.timing import Timing
@@ -70,6 +72,13 @@ def test_points_are_all_different_and_trained_networks_keep_their_ranges():
     assert {c.ranges for c in of_qat if c.variant == "int8"} == {"trained"}
     assert "equalised" not in {c.treatment for c in of_qat}
     assert Network(prune_channels=0.5, qat=True).name == "channels50-qat"
+
+
+def test_sparse_files_are_searched_where_weights_were_pruned_and_nowhere_else():
+    """By the run itself or by a network of the search: their zeros are left out of the file."""
+    assert not [c for c in configurations() if c.variant == "float16-sparse"]
+    assert [c.name for c in configurations(pruned=True) if c.variant == "float16-sparse"] == ["float16-sparse"]
+    assert {c.network.prune for c in configurations(("sparsity",)) if c.variant == "float16-sparse"} == {0.5, 0.8}
 
 
 @pytest.mark.parametrize(
@@ -259,6 +268,31 @@ def test_ctrl_c_loses_only_the_file_under_way(shop, run):
     assert [trial.number for trial in found.trials] == list(range(1, 8))
     assert len(shop.made) == len(set(shop.made)) == 7
     assert shop.made[0] == Configuration("int8", "robust", "plain")
+
+
+def test_files_that_workers_make_are_timed_here_once_a_batch_is_there(shop, run, monkeypatch):
+    """Each structure once, with no file under way; what fails keeps its reason; the winner is the one of the local engine."""
+    events = []
+
+    def make(bench, wanted, folder):
+        found = shop.measure(bench, wanted, None, {}, folder)
+        events.append("made")
+        return Made(found.drop, found.file_bytes, found.gzip_bytes, found.structure)
+
+    ray_optimize._bench.cache_clear()
+    monkeypatch.setattr(Place, "settle", lambda place, results: None)
+    monkeypatch.setattr(ray_optimize, "open_run", lambda folder: run)
+    monkeypatch.setattr(optimize_trial, "open_bench", lambda run, io, bar=None: shop)
+    monkeypatch.setattr(optimize_trial, "make", make)
+    monkeypatch.setattr(optimize_trial, "relative_time", lambda folder, structure, *rest: events.append(structure) or 1.0)
+    found = optimize.optimize(optimize.start(run), Limits(drop=0.01, file_bytes=1500), workers=Here())
+    assert len(shop.made) == len(set(shop.made)) == 10
+    assert [trial.number for trial in found.trials] == list(range(1, 11))
+    assert found.choice.winner.configuration.treatment == "corrected"
+    assert [trial.reason for trial in found.trials if trial.state == "failed"] == ["only 5 layers can be kept in floats"]
+    timed = [event for event in events if event != "made"]
+    assert sorted(timed) == sorted({trial.structure for trial in found.trials if trial.structure})
+    assert events[:4].count("made") >= 3  # of the first batch of four, one of which may fail
 
 
 def test_time_that_is_over_ends_the_search_with_what_there_is(shop, run, monkeypatch):

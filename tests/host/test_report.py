@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from report_fakes import HOSTILE, comparison, scores_of, timed, variant
 
 from edgeclf.core import results
 from edgeclf.host import compare, report, report_html, report_tables, timing
-from edgeclf.host.comparison import Unusable
+from edgeclf.host.comparison import Emulated, Unusable
+from edgeclf.host.report_devices import Board
 from edgeclf.host.verdict import recommend
 from edgeclf.host.wording import at_most, size
+from edgeclf.runtime.latency import Machine
 
 LABELS = ("cat", "dog")
 RANDOM = np.random.RandomState(0)
@@ -33,6 +36,16 @@ def losing(share: float, pictures: int = 2000) -> compare.Scores:
 
 def made(name: str, share: float = 0.0, pictures: int = 2000, **more: object) -> compare.Any:
     return variant(name, FULL[:pictures], losing(share, pictures), TRUTH[:pictures], LABELS, **more)  # type: ignore[arg-type]
+
+
+def machine_with(*units: str) -> Machine:
+    return Machine("a processor", 4, "Linux", "3.11", 0.1, False, units)
+
+
+def board_with(throttled: tuple[str, ...] = (), **milliseconds: float) -> compare.Any:
+    """A Raspberry Pi 5 on which the network of each file takes so long."""
+    files = [(name, SimpleNamespace(timing=SimpleNamespace(invoke=timed(ms).latency))) for name, ms in milliseconds.items()]
+    return Board("Raspberry Pi 5", SimpleNamespace(throttled=throttled, machine=machine_with()), tuple(files))  # type: ignore[arg-type]
 
 
 # --- what is said of two models -------------------------------------------------------------------------------------------
@@ -156,14 +169,85 @@ def test_of_nearly_equal_sizes_the_faster_one_is_recommended() -> None:
     """dynamic-w8 is 2% smaller than int8, and twice as slow."""
     found = recommend([made("float32"), made("dynamic-w8", kilobytes=190), made("int8", kilobytes=194)])
     assert found.variant == "int8"
-    assert "hardly larger than dynamic-w8, and faster" in found.sentence
+    assert "the fastest on this machine of the files that qualify" in found.sentence
+    assert any(
+        remark == "dynamic-w8 is smaller (100 kB) but takes 0.310 ms on this machine, not 0.140 ms."
+        for remark in (recommend([made("float32"), made("dynamic-w8", kilobytes=100), made("int8")]).remarks)
+    )
+
+
+def test_of_files_that_are_as_fast_the_smallest_is_recommended() -> None:
+    """float32 is 3% faster than float16, which no noise hides, and which is nothing to pay twice the size for."""
+    found = recommend([made("float32", ms=0.34), made("float16", ms=0.35)])
+    assert found.variant == "float16"
+    assert "the smallest file that qualifies; none is faster on this machine by more than a tenth" in found.sentence
+    found = recommend([made("float32", ms=0.34), made("float16", ms=0.35), made("dynamic-w8", ms=0.5)])
+    assert found.variant == "float16"
+    assert "no more than a tenth or the noise separates float32, float16" in found.sentence
 
 
 def test_an_int8_file_slower_than_float32_is_called_so() -> None:
-    """Even when it is recommended for its size."""
+    """It is not recommended for its size; what it takes is said."""
     found = recommend([made("float32"), made("int8", ms=0.7)])
-    assert found.variant == "int8"
+    assert found.variant == "float32"
     assert any("2.00× slower than float32 on this machine" in remark for remark in found.remarks)
+    assert "int8 is smaller (194 kB) but takes 0.700 ms on this machine, not 0.350 ms." in found.remarks
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [(("AVX2",), True), (("NEON",), True), (("AVX2", "AVX-512 VNNI"), False), (("NEON dot product",), False), ((), False)],
+)
+def test_where_int8_loses_for_want_of_dot_products_the_board_may_choose_otherwise(units: tuple[str, ...], said: bool) -> None:
+    """Only there: a processor that has them, or does not say, has been asked already."""
+    found = recommend([made("float32"), made("int8", ms=0.7)], machine=machine_with(*units))
+    assert found.variant == "float32"
+    assert ("On a board int8 (194 kB) may be the better: this processor" in found.sentence) is said
+    assert ("report --emulate pi5" in found.sentence) is said
+
+
+def test_times_that_cannot_tell_int8_from_another_leave_it_to_the_board() -> None:
+    """A sparse file is smaller and as fast here; the processor has dot products."""
+    variants = [made("float16", kilobytes=169, ms=0.7), made("int8", ms=0.7)]
+    found = recommend(variants, machine=machine_with("AVX-512 VNNI"))
+    assert found.variant == "float16"
+    assert "may be the better: this machine's times cannot tell it from float16" in found.sentence
+
+
+def test_a_board_that_was_measured_decides_and_this_machine_is_named() -> None:
+    """int8 loses here and wins there; a throttled board and one with a single file decide nothing."""
+    variants = [made("float32"), made("int8", ms=0.7)]
+    found = recommend(variants, machine=machine_with("AVX2"), boards=[board_with(float32=20.0, int8=7.5)])
+    assert found.variant == "int8"
+    assert "Deploy int8 (194 kB, the fastest on Raspberry Pi 5 and the smallest of the files that qualify)" in found.sentence
+    assert found.sentence.endswith("On this machine take float32 (706 kB) instead: 0.350 ms against 0.700 ms.")
+    for board in (board_with(throttled=("throttled",), float32=20.0, int8=7.5), board_with(int8=7.5)):
+        assert recommend(variants, machine=machine_with("AVX2"), boards=[board]).variant == "float32"
+
+
+def test_a_file_that_was_not_measured_on_the_board_is_said_not_to_be() -> None:
+    """float16 is the choice here; the board ran the two others."""
+    variants = [made("float32"), made("float16", ms=0.1), made("int8", ms=0.7)]
+    found = recommend(variants, boards=[board_with(float32=20.0, int8=7.5)])
+    assert found.variant == "int8"
+    assert "On this machine take float16 (359 kB) instead: 0.100 ms against 0.700 ms." in found.sentence
+
+
+def test_counted_instructions_name_the_board_that_would_choose_otherwise() -> None:
+    """They do not decide, for they are no time; where they agree a remark says so."""
+    variants = [made("float32"), made("int8", ms=0.7)]
+    pi5 = Emulated("pi5", "Raspberry Pi 5", {"float32": 3_521_421, "int8": 2_000_097})
+    found = recommend(variants, machine=machine_with("AVX2"), emulated=[pi5])
+    assert found.variant == "float32"
+    assert (
+        "On the emulated Raspberry Pi 5 take int8 (194 kB) instead: 2,000,097 instructions against 3,521,421 instr"
+        in found.sentence
+    )
+    assert "may be the better" not in found.sentence
+    level = Emulated("pi4", "Raspberry Pi 4", {"float32": 2_000_097, "float16": 2_100_000})  # which is smaller, and no faster
+    assert "Raspberry Pi 4" not in recommend([made("float32", ms=0.1), made("float16")], emulated=[level]).sentence
+    agreeing = recommend([made("float32"), made("int8")], emulated=[pi5])
+    assert agreeing.remarks[0] == "int8 is among the fastest on the emulated Raspberry Pi 5 too."
 
 
 def test_few_pictures_are_not_taken_for_a_proof() -> None:

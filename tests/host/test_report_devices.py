@@ -142,9 +142,10 @@ def test_files_are_known_by_their_digest_whatever_they_are_called(exports: list[
     """The name of the variant is the run's."""
     digest = hashlib.sha256(exports[1][1].read_bytes()).hexdigest()
     first, second = device_report(digest), device_report(digest, ms=4.0)
-    boards = read_boards([saved(tmp_path, "a.json", first), saved(tmp_path, "b.json", second)], exports)
-    assert [board.name for board in boards] == ["Raspberry Pi 4", "Raspberry Pi 4 (2)"]
-    assert [board.files[0][0] for board in boards] == ["int8", "int8"]
+    third = replace(first, board="shed.local")
+    boards = read_boards([saved(tmp_path, f"{n}.json", report) for n, report in enumerate((first, second, third))], exports)
+    assert [board.name for board in boards] == ["Raspberry Pi 4", "Raspberry Pi 4 (2)", "shed.local, Raspberry Pi 4"]
+    assert [board.files[0][0] for board in boards] == ["int8", "int8", "int8"]
     assert boards[0].report == first
 
 

@@ -86,7 +86,7 @@ class FileReport:
 @dataclass(frozen=True)
 class DeviceReport:
     """A device and what files cost there. `throttled` names what its firmware reported meanwhile; then the times are too
-    long. Temperatures are in degrees Celsius, None where the device does not say."""
+    long. Temperatures are in degrees Celsius, None where the device does not say. `board` is what a fleet calls it."""
 
     edgeclf_device_report: int
     created: str
@@ -97,6 +97,7 @@ class DeviceReport:
     temperature_before_c: float | None = None
     temperature_after_c: float | None = None
     hottest_c: float | None = None
+    board: str = ""
 
     def __post_init__(self) -> None:
         if self.edgeclf_device_report != SCHEMA:
