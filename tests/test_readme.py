@@ -51,11 +51,11 @@ def inline_commands(document: str) -> list[list[str]]:
 
 
 @cache
-def help_of(verb: str) -> str:
+def help_of(*verb: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "edgeclf", verb, "--help"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "edgeclf", *verb, "--help"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0, f"edgeclf {verb} is documented, but: {done.stderr}"
+    assert done.returncode == 0, f"edgeclf {' '.join(verb)} is documented, but: {done.stderr}"
     return done.stdout
 
 
@@ -66,9 +66,7 @@ PROGRAM_LINES = [words for d in DOCUMENTS for words in [*commands_of(d), *inline
 def test_a_documented_command_has_its_verb_and_options(words: list[str]) -> None:
     """No option in a document that `--help` does not show."""
     verb = next((word for word in words[1:] if not word.startswith("-") and word != "…"), None)
-    shown = help_of(verb) if verb else subprocess.run(
-        [sys.executable, "-m", "edgeclf", "--help"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout  # fmt: skip
+    shown = help_of(*words[1:3]) if verb == "data" else help_of(*filter(None, [verb]))
     for option in (word for word in words[1:] if word.startswith("--")):
         if not (verb and words.index(option) < words.index(verb)):
             assert re.search(rf"{option}\b", shown), f"edgeclf {verb} has no {option}"
@@ -98,11 +96,13 @@ def test_a_documented_make_target_or_tool_exists(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_documented_path_exists(document: str) -> None:
     """Links and folders of the checkout that the text names."""
-    named = re.findall(r"\]\(([\w./-]+)\)", text_of(document))
-    named += re.findall(r"`((?:edgeclf|tests|tools|locks|models|devices)/[\w./-]*?)`", text_of(document))
+    folder = (REPOSITORY / document).parent
+    named = [folder / path for path in re.findall(r"\]\((?!https?:)([\w./-]+)(?:#[\w-]+)?\)", text_of(document))]
+    in_code = re.findall(r"`((?:edgeclf|tests|tools|locks|models|devices)/[\w./-]*?)`", text_of(document))
+    named += [REPOSITORY / path for path in in_code]
     assert named
     for path in named:
-        assert "NAME" in path or (REPOSITORY / path).exists(), path
+        assert "NAME" in str(path) or path.exists(), path
 
 
 def test_the_exit_code_table_is_that_of_the_code() -> None:

@@ -22,7 +22,8 @@ TOOLS = {
     "training": "bench_training.py", "ingest": "bench_ingest.py", "calibration": "bench_calibration.py",
     "instructions": "count_instructions.py", "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py",
     "sparse": "bench_sparse.py", "live": "bench_live.py", "mediapipe": "bench_mediapipe.py", "web": "bench_web.py",
-    "kill": "bench_kill.py", "fuzz": "fuzz_models.py", "classify": "bench_classify.py",
+    "kill": "bench_kill.py", "fuzz": "fuzz_models.py", "classify": "bench_classify.py", "scale": "bench_scale.py",
+    "shards": "bench_shards.py",
 }  # fmt: skip
 
 
