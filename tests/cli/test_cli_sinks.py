@@ -321,9 +321,9 @@ def test_a_classifier_that_always_fails_ends_the_run_with_an_error(
 
         usual: Any = None
 
-        def make(classifier: Any) -> Any:
+        def make(*asked: Any) -> Any:
             nonlocal usual
-            usual = original(classifier)
+            usual = original(*asked)
             return scored
 
         return make
