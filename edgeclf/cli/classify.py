@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeclf.cli.common import print_json, progress
-from edgeclf.cli.options import File, Json, Labels, Normalize, pair
+from edgeclf.cli.options import Address, File, Json, Labels, Normalize, pair
 
 
 def classify(
@@ -31,10 +31,7 @@ def classify(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="One process a core of this machine, or Ray and its cluster.")
     ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT|auto", help="The Ray cluster to join.", show_default="one started here"),
-    ] = None,
+    address: Address = None,
     workers: Annotated[int | None, typer.Option(help="Processes that classify.", min=1, show_default="one a core")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what another model or other inputs left there.")

@@ -36,3 +36,8 @@ def redacted(text: str) -> str:
     of the line or of what stands before the next address: rather too much is left out than too little.
     """
     return _USER.sub("://", text)
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """`text` of another program for a message: the first `most` characters, in one line, without secrets."""
+    return printable(" ".join(redacted(text).split()))[:most]

@@ -63,11 +63,15 @@ class Search:
     io: Io
     settings: dict[str, Any]
 
+    def folder_of(self, network: Network) -> Path:
+        """Where the compressed run of that network lies."""
+        return self.folder / NETWORKS / network.name
+
     def network(self, network: Network, watch: Watch) -> Run:
         """The run of a network, trained when it is not there yet."""
         if not network.name:
             return self.run
-        if not (self.folder / NETWORKS / network.name / CARD).is_file():
+        if not (self.folder_of(network) / CARD).is_file():
             watch.on_network(network)
         with watch.bar(f"training {network.name}") as report:
             listeners = Listeners(watch.on_epoch, report)

@@ -77,7 +77,7 @@ def _train(session: stage.Session, batch: Sequence[Asked[Configuration]], worker
     missing = [
         network
         for network in networks
-        if network.name and network not in failed and not (network_folder(search, network) / CARD).is_file()
+        if network.name and network not in failed and not (search.folder_of(network) / CARD).is_file()
     ]
     for network in missing:
         session.watch.on_network(network)
@@ -102,11 +102,6 @@ def _gather(task: Any, calls: dict[Any, tuple[Any, ...]], workers: Workers, what
     return found
 
 
-def network_folder(search: stage.Search, network: Network) -> Path:
-    """Where the compressed run of that network lies."""
-    return search.folder / stage.NETWORKS / network.name
-
-
 def train(search: stage.Search, network: Network, place: Place) -> None:
     """One network, in a worker; it goes on where a lost one stopped."""
     place.settle(search.folder)
@@ -117,7 +112,7 @@ def make(search: stage.Search, wanted: Configuration, place: Place) -> tuple[Mad
     """One file, in a worker."""
     place.settle(search.folder)
     began = time.monotonic()
-    run = network_folder(search, wanted.network) if wanted.network.name else search.run.folder
+    run = search.folder_of(wanted.network) if wanted.network.name else search.run.folder
     made = optimize_trial.make(_bench(run.resolve(), search.io), wanted, search.folder / stage.STRUCTURES)
     return made, round(time.monotonic() - began, 1)
 

@@ -37,7 +37,7 @@ class Workers:
 
     def place(self) -> Place:
         """What each piece of work is given."""
-        return Place(str(Path.cwd()), tuple(sys.argv), self.cpus, self.gpus)
+        return Place.here(self.cpus, self.gpus)
 
     def result(self, reference: Any, what: str) -> Any:
         """What a task came to; raises what it raised, and ClusterError, naming `what`, when its worker was lost too often."""
@@ -67,6 +67,11 @@ class Place:
     command: tuple[str, ...]
     cpus: int
     gpus: float = 0.0
+
+    @classmethod
+    def here(cls, cpus: int, gpus: float) -> Place:
+        """That of this process, which is the driver."""
+        return cls(str(Path.cwd()), tuple(sys.argv), cpus, gpus)
 
     def settle(self, results: Path) -> None:
         """Make this process a worker that uses its own CPUs and GPUs only; before TensorFlow is imported.
@@ -105,13 +110,14 @@ def slots(machines: list[dict[str, float]], cpus: int, gpus: float) -> int:
         most = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
         if wanted > most:
             raise ConfigError(f"{name} {wanted:g}: no machine of this cluster has more than {most:g} {kind}s")
-    found = sum(_fit(machine, cpus, gpus) for machine in machines)
+    found = sum(room(machine, cpus, gpus) for machine in machines)
     if not found:
         raise ConfigError(f"--gpus-per-trial {gpus:g}: no machine of this cluster with so many GPUs has {cpus} CPUs")
     return found
 
 
-def _fit(machine: dict[str, float], cpus: int, gpus: float) -> int:
+def room(machine: dict[str, float], cpus: int, gpus: float) -> int:
+    """How many workers with so much each a machine with these resources can hold."""
     by_cpus = int(machine.get("CPU", 0.0) // cpus)
     return min(by_cpus, int(machine.get("GPU", 0.0) / gpus)) if gpus else by_cpus
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from edgeclf.host.checkpoint import OnEpoch
 from edgeclf.host.data import ingest, open_catalogue, place_of
 from edgeclf.host.fitting import Options
 from edgeclf.host.keras import ENVIRONMENT, tensorflow
-from edgeclf.host.ray_workers import RETRIES, Place
+from edgeclf.host.ray_workers import RETRIES, Place, room
 from edgeclf.host.run import CARD, HISTORY, RECIPE, STARTED, Run, open_run
 from edgeclf.host.shards.records import records_of
 from edgeclf.runtime.cluster import connect
@@ -63,7 +62,7 @@ def prepared(recipe: Recipe, data: str, folder: Path | None, options: Options, w
         stage.check_free(folder)
     folder = folder or stage.new_folder(f"{recipe.name}-{stage.data_name(data)}")
     options = replace(options, strategy="multi-worker")
-    return Work(folder.resolve(), _here(workers), options, recipe, place_of(data))
+    return Work(folder.resolve(), Place.here(workers.cpus, workers.gpus), options, recipe, place_of(data))
 
 
 def interrupted(folder: Path | None, workers: Workers) -> Work:
@@ -72,16 +71,12 @@ def interrupted(folder: Path | None, workers: Workers) -> Work:
     options = stage.read_options(folder)
     if options.strategy != "multi-worker":
         raise ConfigError(f"{folder}: was started on one machine; go on without --engine ray")
-    return Work(folder.resolve(), _here(workers), options)
+    return Work(folder.resolve(), Place.here(workers.cpus, workers.gpus), options)
 
 
 def recipe_of(work: Work) -> Recipe:
     """What is trained."""
     return work.recipe or read_recipe(work.folder / RECIPE)
-
-
-def _here(workers: Workers) -> Place:
-    return Place(str(Path.cwd()), tuple(sys.argv), workers.cpus, workers.gpus)
 
 
 def train(work: Work, workers: Workers, on_epoch: OnEpoch | None = None) -> Run:
@@ -92,9 +87,9 @@ def train(work: Work, workers: Workers, on_epoch: OnEpoch | None = None) -> Run:
     """
     tensorflow()  # sets what it reads when Ray Train imports it
     with connect(workers.address) as ray:
-        room = sum(_room(node["Resources"], workers) for node in ray.nodes() if node["Alive"])
-        if room < workers.count:
-            raise ConfigError(f"--workers {workers.count}: this cluster has room for {room} of them, of {workers.cpus} CPUs each")
+        most = sum(room(node["Resources"], workers.cpus, workers.gpus) for node in ray.nodes() if node["Alive"])
+        if most < workers.count:
+            raise ConfigError(f"--workers {workers.count}: this cluster has room for {most} of them, of {workers.cpus} CPUs each")
         from ray.train import TrainingFailedError
 
         with files.locked(work.folder / SCRATCH), _following(work.folder, on_epoch):
@@ -107,11 +102,6 @@ def train(work: Work, workers: Workers, on_epoch: OnEpoch | None = None) -> Run:
     if not (work.folder / CARD).is_file():
         raise ClusterError(f"{work.folder}: the workers wrote elsewhere; give an --out on a disk that all machines share")
     return open_run(work.folder)
-
-
-def _room(machine: dict[str, float], workers: Workers) -> int:
-    by_cpus = int(machine.get("CPU", 0.0) // workers.cpus)
-    return min(by_cpus, int(machine.get("GPU", 0.0) / workers.gpus)) if workers.gpus else by_cpus
 
 
 def _trainer(work: Work, workers: Workers) -> Any:

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any
 
 from edgeclf.core.errors import ClusterError, ConfigError, MissingExtra
-from edgeclf.core.text import printable, redacted
+from edgeclf.core.text import one_line, printable, redacted
 
 AUTO = "auto"
 CONNECT_S = 4.0  # for the port to answer
@@ -95,7 +95,7 @@ def _started(ray: Any, cpus: float | None) -> Iterator[None]:
         raise ClusterError(f"{tempfile.gettempdir()}: Ray needs a folder for temporary files: {error.strerror}") from error
     try:
         start = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
-        with _connected(ray, lambda said: f"a Ray cluster cannot be started here: {_one_line(said)}", **start):
+        with _connected(ray, lambda said: f"a Ray cluster cannot be started here: {one_line(said)}", **start):
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,7 +231,7 @@ def _refusal(address: str, said: str, answered: bool) -> str:
         return f"{shown}: this machine is no node of that cluster; make it one with: ray start --address={shown}"
     lines = [line for line in said.strip().splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
     trouble = "a cluster answers there, but cannot be joined" if answered else "no Ray cluster answers there"
-    return f"{shown}: {trouble}{f' ({_one_line(lines[-1])})' if lines else ''}; see: ray status --address={shown}"
+    return f"{shown}: {trouble}{f' ({one_line(lines[-1])})' if lines else ''}; see: ray status --address={shown}"
 
 
 def _check_nodes(ray: Any, address: str) -> None:
@@ -257,7 +257,7 @@ def _check_nodes(ray: Any, address: str) -> None:
             raise ClusterError(f"{_shown(address)}: {where} starts no worker within {NODE_S:.0f} s; see: ray status") from error
         except ray.exceptions.RayTaskError as error:
             lines = str(error).strip().splitlines()
-            raise ClusterError(f"{_shown(address)}: {where} cannot say what it has installed: {_one_line(lines[-1])}") from error
+            raise ClusterError(f"{_shown(address)}: {where} cannot say what it has installed: {one_line(lines[-1])}") from error
         except ray.exceptions.RayError:
             continue  # lost meanwhile, which a cluster is for
         if theirs != ours:
@@ -282,7 +282,3 @@ def _mismatch(cluster: str, who: str, theirs: Mapping[str, str], ours: Mapping[s
 
 def _shown(address: str) -> str:
     return printable(redacted(address))
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(redacted(text).split())[:300])

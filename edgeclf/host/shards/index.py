@@ -151,13 +151,19 @@ def _local_tables(place: Place, header: Header, sizes: dict[str, int]) -> Path:
     else:
         key = hashlib.sha256(" ".join(header.files[name] for name in TABLES).encode()).hexdigest()[:24]
         folder = files.cache_folder() / "indexes" / key
-        for name in TABLES:
-            if not (folder / name).is_file() or files.sha256(folder / name) != header.files[name]:
-                _fetch(place, name, sizes[name], folder / name)
     for name in TABLES:
-        if files.sha256(folder / name) != header.files[name]:
-            raise DataError(f"{place.where(name)}: is not what {INDEX} says; restore it, or shard the pictures again")
+        if _is_as_written(folder / name, header):
+            continue
+        if place.filesystem is not None:
+            _fetch(place, name, sizes[name], folder / name)
+            if _is_as_written(folder / name, header):
+                continue
+        raise DataError(f"{place.where(name)}: is not what {INDEX} says; restore it, or shard the pictures again")
     return folder
+
+
+def _is_as_written(table: Path, header: Header) -> bool:
+    return table.is_file() and files.sha256(table) == header.files[table.name]
 
 
 def _fetch(place: Place, name: str, size: int, target: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from edgeclf.core import files
 from edgeclf.core.errors import ConfigError, DataError, MissingExtra, StorageError
-from edgeclf.core.text import printable, redacted
+from edgeclf.core.text import one_line, redacted
 
 COPY_BYTES = 1 << 20
 BUCKETS = frozenset(("s3", "gcs", "abfs"))  # which have no folders
@@ -198,5 +198,4 @@ class _Remote:
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return printable(" ".join(redacted(said).split()))[:300]
+    return one_line(getattr(error, "strerror", None) or str(error))
