@@ -83,8 +83,8 @@ def test_the_wheel_carries_recipes_devices_and_the_report_template(wheel: Path) 
         files = {f"edgeclf/{kind}/{p.name}" for p in (REPOSITORY / kind).iterdir()}
         assert files
         assert files <= names
-    templates = {f"edgeclf/host/{p.name}" for p in (REPOSITORY / "edgeclf/host").glob("*.j2")}
-    assert {"edgeclf/host/report.html.j2", "edgeclf/host/gallery.html.j2", "edgeclf/host/snippet_ios.swift.j2"} <= templates
+    templates = {p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "edgeclf/host").rglob("*.j2")}
+    assert {f"edgeclf/host/{name}" for name in ("report/report.html.j2", "understand/gallery.html.j2")} < templates
     assert templates | {"edgeclf/py.typed"} <= names
     assert all(name.startswith(("edgeclf/", "edgeclf-")) for name in names)
 

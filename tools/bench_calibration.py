@@ -25,7 +25,8 @@ MAKE_MODEL = """
 import sys
 from pathlib import Path
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import architectures, quantize
+from edgeclf.host import architectures
+from edgeclf.host.export import quantize
 model = quantize.with_softmax(architectures.build(load_recipe("resnet8"), 10))
 Path(sys.argv[1]).write_bytes(quantize.to_float32(model))
 """
@@ -35,8 +36,9 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import activations, calibration, quantize
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data import calibration
+from edgeclf.host.export import activations, quantize
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
 from edgeclf.runtime.latency import peak_memory
 float32, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[3])
 split = {"seed": 1, "val": 0.001, "val_pictures": 10, "test": 0.001}

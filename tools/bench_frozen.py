@@ -22,11 +22,12 @@ import numpy as np
 from edgeclf.core.catalogue import scan
 from edgeclf.core.files import write_json
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import architectures, transfer, weight_files, weights
+from edgeclf.host import architectures
 from edgeclf.host.architectures.backbones import WANTED
-from edgeclf.host.data import make_dataset
+from edgeclf.host.data.dataset import make_dataset
 from edgeclf.host.full_model import answering
 from edgeclf.host.keras import keras
+from edgeclf.host.train import transfer, weight_files, weights
 from edgeclf.runtime.latency import this_machine
 
 EPOCHS = 6

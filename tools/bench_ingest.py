@@ -25,7 +25,7 @@ import json, sys, time
 from pathlib import Path
 from edgeclf.core.catalogue import scan
 from edgeclf.core.image import ImageSpec
-from edgeclf.host.data import ingest
+from edgeclf.host.data.dataset import ingest
 from edgeclf.runtime.latency import peak_memory
 began = time.perf_counter()
 shards = ingest(scan(Path(sys.argv[1])), ImageSpec(32, 32))

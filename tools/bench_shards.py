@@ -30,20 +30,20 @@ import numpy as np
 from edgeclf.core.files import sha256, write_json
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.host import architectures
-from edgeclf.host.batches import _batches, training_batches
-from edgeclf.host.data import make_dataset, open_catalogue
-from edgeclf.host.fitting import _as_wanted
-from edgeclf.host.objective import compile_model
-from edgeclf.host.shards.index import INDEX, NAMES, PICTURES, RECORDS, read_index
-from edgeclf.host.shards.place import place
-from edgeclf.host.shards.write import shard
+from edgeclf.host.data.batches import _batches, training_batches
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
+from edgeclf.host.data.shards.index import INDEX, NAMES, PICTURES, RECORDS, read_index
+from edgeclf.host.data.shards.place import place
+from edgeclf.host.data.shards.write import shard
+from edgeclf.host.train.fitting import _as_wanted
+from edgeclf.host.train.objective import compile_model
 from edgeclf.runtime.latency import this_machine
 
 READER = """
 import json, resource, sys, time
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host.batches import _batches
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data.batches import _batches
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
 recipe = override(load_recipe("compact"), image__size=32)
 data = make_dataset(open_catalogue(sys.argv[1]), recipe, recipe.split)
 steps = len(data.parts["train"]) // recipe.training.batch_size

@@ -26,10 +26,12 @@ from edgeclf.core.files import write_json
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, architectures, emulate, quantize, sparse_file, timing
-from edgeclf.host.faces import packed, take_in
+from edgeclf.host import architectures
+from edgeclf.host.export import activations, quantize, sparse_file
+from edgeclf.host.export.faces import packed, take_in
 from edgeclf.host.inside import look_inside, stored_weights
 from edgeclf.host.keras import keras
+from edgeclf.host.report import emulate, timing
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.latency import noise_frame, this_machine
 

@@ -19,11 +19,11 @@ from edgeclf.core.catalogue import scan
 from edgeclf.core.files import write_json
 from edgeclf.core.recipe import load_recipe, override, override_by_text
 from edgeclf.host import architectures
-from edgeclf.host.batches import steps_of, training_batches
-from edgeclf.host.data import make_dataset
+from edgeclf.host.data.batches import steps_of, training_batches
+from edgeclf.host.data.dataset import make_dataset
 from edgeclf.host.full_model import measure
 from edgeclf.host.keras import keras
-from edgeclf.host.objective import compile_model
+from edgeclf.host.train.objective import compile_model
 from edgeclf.runtime.latency import this_machine
 
 SPLIT = {"seed": 1, "val": 0.1, "val_pictures": 2000, "test": 0.15}

@@ -18,11 +18,11 @@ from edgeclf.core.catalogue import scan
 from edgeclf.core.files import write_json
 from edgeclf.core.recipe import load_recipe
 from edgeclf.host import architectures
-from edgeclf.host.augment import normalise
-from edgeclf.host.batches import training_batches
-from edgeclf.host.data import make_dataset
+from edgeclf.host.augment.augment import normalise
+from edgeclf.host.data.batches import training_batches
+from edgeclf.host.data.dataset import make_dataset
 from edgeclf.host.keras import keras, tensorflow
-from edgeclf.host.objective import compile_model
+from edgeclf.host.train.objective import compile_model
 from edgeclf.runtime.latency import this_machine
 
 

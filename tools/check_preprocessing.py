@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "emulated_pi"))
 from prepare import PICTURES
 
 from edgeclf.core.errors import MissingExtra
-from edgeclf.host.emulate import QEMU_CPUS, command, default_home, environment
+from edgeclf.host.report.emulate import QEMU_CPUS, command, default_home, environment
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PREPARE = Path(__file__).resolve().parent / "emulated_pi" / "prepare.py"

@@ -22,7 +22,7 @@ from typing import Any
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.errors import EdgeclfError
 from edgeclf.core.tflite import scheme
-from edgeclf.host import emulate
+from edgeclf.host.report import emulate
 
 
 def main() -> None:

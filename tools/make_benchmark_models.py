@@ -18,9 +18,10 @@ from edgeclf.core.bundle import attach
 from edgeclf.core.card import ModelCard
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import activations, architectures, quantize
+from edgeclf.host import architectures
+from edgeclf.host.export import activations, quantize
+from edgeclf.host.export.metadata import with_metadata
 from edgeclf.host.keras import keras
-from edgeclf.host.metadata import with_metadata
 
 CLASSES = 100
 

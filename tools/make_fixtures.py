@@ -20,8 +20,8 @@ from edgeclf.core.card import ModelCard, SelfTest, golden_inputs
 from edgeclf.core.files import write_bytes
 from edgeclf.core.image import ImageSpec, Pixels, prepare
 from edgeclf.core.tflite import logits_view, read_model, scheme
+from edgeclf.host.export.metadata import with_metadata
 from edgeclf.host.keras import keras, tensorflow
-from edgeclf.host.metadata import with_metadata
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 LABELS = ("red square", "green disc", "blue cross", "yellow bars")

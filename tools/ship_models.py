@@ -39,9 +39,9 @@ SHIPPED = {"compact-cifar10": Shipped("compact", "cifar10"), "compact-digits": S
 
 def exported(name: str, run: Path | None, data: str | None) -> Path:
     """The int8 file of `run`, exported if it is not there yet; without a run, of one that is trained now."""
-    from edgeclf.host import train
-    from edgeclf.host.export import export
+    from edgeclf.host.export.export import export
     from edgeclf.host.run import open_run
+    from edgeclf.host.train import train
 
     if run is None:
         wanted = SHIPPED[name]

@@ -15,7 +15,7 @@ from edgeclf.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from edgeclf.core.calibrate import Threshold
     from edgeclf.core.unknown import Turned
-    from edgeclf.host.recalibrate import Fitted, UnknownWish, Wish
+    from edgeclf.host.understand.recalibrate import Fitted, UnknownWish, Wish
 
 FEW_ANSWERS = 20
 KEEP = 0.95
@@ -64,9 +64,9 @@ def calibrate(
     wish, unknown = _wish(thresholds), _unknown_wish(unknown_by, keep, others)
     done: list[Fitted] = []
     from edgeclf.core.bundle import read_bundle
-    from edgeclf.host import recalibrate
-    from edgeclf.host.evaluation import home_of, pictures
     from edgeclf.host.run import open_run
+    from edgeclf.host.understand import recalibrate
+    from edgeclf.host.understand.evaluation import home_of, pictures
 
     def tell(fitted: Fitted) -> None:
         done.append(fitted)
@@ -106,7 +106,7 @@ def _wish(text: str) -> Wish:
 
 def _unknown_wish(by: str | None, keep: float | None, others: Path | None) -> UnknownWish | None:
     from edgeclf.cli.common import pictures_in
-    from edgeclf.host.recalibrate import UnknownWish
+    from edgeclf.host.understand.recalibrate import UnknownWish
 
     if by is None:
         if keep is not None or others is not None:

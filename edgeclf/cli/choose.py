@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeclf.core.recipe import Recipe
-    from edgeclf.host.crossval import CrossValidation, Fold
-    from edgeclf.host.study import Trial
-    from edgeclf.host.tune import Tuned, Tuning
+    from edgeclf.host.tune.crossval import CrossValidation, Fold
+    from edgeclf.host.tune.study import Trial
+    from edgeclf.host.tune.tune import Tuned, Tuning
 
 SHOWN_TRIALS = 5  # beside each other, in 80 columns
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
@@ -72,7 +72,7 @@ def tune(
     Example: edgeclf tune compact photos/ --trials 30 --time 60 --epochs 15
     """
     need_training("tune")
-    from edgeclf.host import tune as stage
+    from edgeclf.host.tune import tune as stage
 
     with working(engine, address, cpus_per_trial, gpus_per_trial) as workers:
         with progress("reading pictures") as report:
@@ -91,7 +91,7 @@ def tune(
             say(f"{tuning.folder}: finished trials are kept; the same command goes on, or: {_again('tune', tuning.folder)}")
             raise
     if as_json:
-        from edgeclf.host.tune_files import result_json
+        from edgeclf.host.tune.files import result_json
 
         print_json(result_json(tuned))
     else:
@@ -123,7 +123,7 @@ def crossval(
     """
     need_training("crossval")
     from edgeclf.core.recipe import override
-    from edgeclf.host import crossval as stage
+    from edgeclf.host.tune import crossval as stage
 
     with working(engine, address, cpus_per_trial, gpus_per_trial) as workers:
         with progress("reading pictures") as report:
@@ -160,14 +160,14 @@ def _resuming(resume: bool, model: str | None, data: str | None, *others: object
 
 def _recipe(model: str | None, settings: Sequence[str] | None) -> Recipe:
     from edgeclf.core.recipe import load_recipe, override_by_text
-    from edgeclf.host import custom
+    from edgeclf.host.train import custom
 
     known = custom.recipe(str(model)) if custom.is_spec(str(model)) else load_recipe(str(model))
     return override_by_text(known, settings or ())
 
 
 def _options(weights: Path | None) -> Any:
-    from edgeclf.host.fitting import Options
+    from edgeclf.host.train.fitting import Options
 
     return Options(weights=str(weights.resolve()) if weights else "")
 
@@ -186,7 +186,7 @@ def _describe(tuning: Tuning) -> None:
 
 
 def _trial_line(trial: Trial, found: Sequence[Trial], trials: int) -> None:
-    from edgeclf.host.tune import best_of
+    from edgeclf.host.tune.tune import best_of
 
     best = best_of(found)
     so_far = f"  best {best.accuracy:.2%} (trial {best.number})" if best and best.accuracy is not None else ""
@@ -197,8 +197,8 @@ def _trial_line(trial: Trial, found: Sequence[Trial], trials: int) -> None:
 
 
 def _print_tuned(tuned: Tuned, trials: int) -> None:
-    from edgeclf.host.search_space import value_in
-    from edgeclf.host.tune_files import BEST, SLICES, improvement
+    from edgeclf.host.tune.files import BEST, SLICES, improvement
+    from edgeclf.host.tune.search_space import value_in
 
     ranked = sorted(tuned.trials, key=lambda t: (t.state != "done", -(t.accuracy or 0.0), t.number))[:SHOWN_TRIALS]
     table = _table("the best trials", "trial", *(str(t.number) for t in ranked))
@@ -231,7 +231,7 @@ def _epochs(count: int) -> str:
 
 def _print_crossval(found: CrossValidation) -> None:
     from edgeclf.core.results import wilson
-    from edgeclf.host.crossval import PREDICTIONS
+    from edgeclf.host.tune.crossval import PREDICTIONS
 
     table = _table("each fold, by the network that did not see it", "fold", "top-1, %", "95%", "pictures", "trained on", "epochs")
     for fold in found.folds:

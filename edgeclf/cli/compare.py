@@ -11,7 +11,7 @@ from edgeclf.cli.common import console, print_json, progress, say
 from edgeclf.cli.options import Json
 
 if TYPE_CHECKING:
-    from edgeclf.host.side_by_side import Pair, Row, SideBySide
+    from edgeclf.host.report.side_by_side import Pair, Row, SideBySide
 
 
 def compare(
@@ -38,8 +38,8 @@ def compare(
 
     Example: edgeclf compare runs/compact-photos runs/resnet8-photos
     """
-    from edgeclf.host.evaluation import pictures
-    from edgeclf.host.side_by_side import compare_models, enter
+    from edgeclf.host.report.side_by_side import compare_models, enter
+    from edgeclf.host.understand.evaluation import pictures
 
     entrants = enter(models, threads)
     catalogue = pictures(data, next((entrant.run for entrant in entrants if entrant.run), None), models[0], "--data")
@@ -77,7 +77,7 @@ def _print(found: SideBySide) -> None:
 
 def _cells(row: Row, pair: Pair | None, pictures: int) -> list[str]:
     from edgeclf.host import wording
-    from edgeclf.host.report_tables import NOTHING, speedup_cell
+    from edgeclf.host.report.tables import NOTHING, speedup_cell
 
     image = row.image
     share, low, high = (wording.points(value, pictures) for value in _top1(row))

@@ -13,8 +13,8 @@ from edgeclf.cli.train import epoch_line
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeclf.host.compress import Job
-    from edgeclf.host.compression import Stage
+    from edgeclf.host.compress.compress import Job
+    from edgeclf.host.compress.compression import Stage
     from edgeclf.host.run import Run
 
 
@@ -68,7 +68,7 @@ def compress(
         raise ConfigError("--resume needs --out, the folder of the interrupted compression")
     _check_shares(prune_channels=prune_channels, prune=prune)
     from edgeclf.core.recipe import override, override_by_text
-    from edgeclf.host import compress as stage
+    from edgeclf.host.compress import compress as stage
     from edgeclf.host.run import open_run
 
     with progress("reading pictures") as report:
@@ -92,8 +92,8 @@ def _check_shares(**shares: float | None) -> None:
 
 
 def _compressed(job: Job) -> Run:
-    from edgeclf.host import compress as stage
-    from edgeclf.host.fitting import Listeners
+    from edgeclf.host.compress import compress as stage
+    from edgeclf.host.train.fitting import Listeners
 
     steps = ", ".join(s.name for s in job.stages)
     say(f"{job.folder}: {job.source.folder} by {steps}")

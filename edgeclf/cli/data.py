@@ -14,8 +14,8 @@ from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeclf.core.catalogue import Catalogue
-    from edgeclf.host.data_report import Findings
-    from edgeclf.host.mistakes import Mistakes
+    from edgeclf.host.data.inspection import Findings
+    from edgeclf.host.understand.mistakes import Mistakes
     from edgeclf.runtime.accuracy import Evaluation
 
 MOST_LINES = 10  # of a list on the terminal
@@ -43,18 +43,18 @@ def inspect(
 
     Example: edgeclf data inspect photos/ --html photos.html
     """
-    from edgeclf.host import data_report
-    from edgeclf.host.data import open_catalogue
+    from edgeclf.host.data import inspection as data_report
+    from edgeclf.host.data.dataset import open_catalogue
 
     _no_run(data)
     if html:
-        from edgeclf.host.gallery import template
+        from edgeclf.host.understand.gallery import template
 
         template()
     found = data_report.inspect(open_catalogue(data), progress)
     if html:
         from edgeclf.core.files import write_text
-        from edgeclf.host.gallery import data_page
+        from edgeclf.host.understand.gallery import data_page
 
         write_text(html, data_page(found))
     if as_json:
@@ -86,8 +86,8 @@ def preview(
     """
     need_training("data preview")
     from edgeclf.core.recipe import load_recipe, override_by_text
-    from edgeclf.host import preview as stage
-    from edgeclf.host.data import make_dataset, open_catalogue
+    from edgeclf.host.augment import preview as stage
+    from edgeclf.host.data.dataset import make_dataset, open_catalogue
 
     _no_run(data)
     if out.suffix.lower() != ".png":
@@ -128,8 +128,8 @@ def shard(
     need_training("data shard")
     from edgeclf.core.recipe import load_recipe, override, override_by_text
     from edgeclf.core.text import printable
-    from edgeclf.host.data import open_catalogue
-    from edgeclf.host.shards.write import shard as write
+    from edgeclf.host.data.dataset import open_catalogue
+    from edgeclf.host.data.shards.write import shard as write
 
     _no_run(data)
     recipe = override_by_text(override(load_recipe(model), image__size=image_size, training__seed=seed), assignments or [])
@@ -175,8 +175,8 @@ def errors(
     if model.is_dir():
         need_training("errors RUN")
     from edgeclf.core.files import write_text
-    from edgeclf.host.gallery import errors_page, summary, template
-    from edgeclf.host.mistakes import study
+    from edgeclf.host.understand.gallery import errors_page, summary, template
+    from edgeclf.host.understand.mistakes import study
 
     template()
     if model.is_dir():
@@ -193,8 +193,8 @@ def errors(
 
 
 def _by_run(folder: Path, data: str | None) -> tuple[Evaluation, Catalogue, str]:
-    from edgeclf.host.evaluation import evaluate_run, pictures
     from edgeclf.host.run import open_run
+    from edgeclf.host.understand.evaluation import evaluate_run, pictures
     from edgeclf.runtime.accuracy import held_out
 
     run = open_run(folder)
@@ -205,7 +205,7 @@ def _by_run(folder: Path, data: str | None) -> tuple[Evaluation, Catalogue, str]
 
 
 def _by_file(file: Path, data: str | None, labels: Path | None, normalize: str | None) -> tuple[Evaluation, Catalogue, str]:
-    from edgeclf.host.evaluation import home_of, pictures
+    from edgeclf.host.understand.evaluation import home_of, pictures
     from edgeclf.runtime.accuracy import evaluate, held_out
     from edgeclf.runtime.classifier import Classifier
 
@@ -223,7 +223,7 @@ def _no_run(data: str) -> None:
 
 def _print_findings(found: Findings) -> None:
     from edgeclf.core.text import printable
-    from edgeclf.host.data_report import count, tally
+    from edgeclf.host.data.inspection import count, tally
 
     catalogue = found.catalogue
     print(f"{catalogue.source}: {count(len(catalogue), 'picture')}, {len(catalogue.labels)} classes, {catalogue.kind}")

@@ -12,8 +12,8 @@ from edgeclf.cli.common import console, need_training, print_json, progress
 from edgeclf.cli.options import Json
 
 if TYPE_CHECKING:
-    from edgeclf.host.debug_quant import Diagnosis
-    from edgeclf.host.quant_errors import LayerError
+    from edgeclf.host.export.debug_quant import Diagnosis
+    from edgeclf.host.export.quant_errors import LayerError
 
 
 def debug_quant(
@@ -32,7 +32,7 @@ def debug_quant(
     Example: edgeclf debug-quant runs/photos/photos-int8.tflite --plot layers.png
     """
     need_training("debug-quant")
-    from edgeclf.host.debug_quant import diagnose, draw
+    from edgeclf.host.export.debug_quant import diagnose, draw
 
     with progress("reading pictures") as report:
         found = diagnose(file, float32, data, report)

@@ -14,8 +14,8 @@ from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeclf.core.live_settings import LiveSettings
-    from edgeclf.host.deploy import Wanted
-    from edgeclf.host.deploy_ssh import Address
+    from edgeclf.host.deploy.deploy import Wanted
+    from edgeclf.host.deploy.ssh import Address
 
 With = Annotated[
     list[str] | None,
@@ -52,7 +52,7 @@ def wheelhouse(
 
     Example: edgeclf wheelhouse pi4 --python 3.11 --with web,mqtt
     """
-    from edgeclf.host import wheelhouse as house
+    from edgeclf.host.deploy import wheelhouse as house
 
     if bits not in (32, 64):
         raise ConfigError(f"--bits {bits}: expected 64 or 32")
@@ -138,10 +138,10 @@ def deploy(
     Example: edgeclf deploy pi@shed.local runs/photos/photos-int8.tflite --service --config shed.toml
     Example: edgeclf deploy runs/photos/photos-int8.tflite --inventory devices.toml --group barn
     """
-    from edgeclf.host import deploy as putting
-    from edgeclf.host import deploy_unit
-    from edgeclf.host import wheelhouse as house
-    from edgeclf.host.deploy_ssh import Address
+    from edgeclf.host.deploy import deploy as putting
+    from edgeclf.host.deploy import unit as deploy_unit
+    from edgeclf.host.deploy import wheelhouse as house
+    from edgeclf.host.deploy.ssh import Address
     from edgeclf.runtime import shipped
 
     if (second is None) != (inventory is not None):
@@ -179,7 +179,7 @@ def deploy(
         _deploy_one(first, file, wanted, Address(first, port, words_of_ssh), figures, as_json)
         return
     from edgeclf.cli.deploy_fleet import Order, deploy_fleet
-    from edgeclf.host.fleet import AT_ONCE
+    from edgeclf.host.deploy.fleet import AT_ONCE
 
     figures = out or beside / f"{path.stem}.{inventory.stem}.json"
     order = Order(inventory, group or (), only or (), at_once or AT_ONCE, offline, figures, report, as_json)
@@ -189,8 +189,8 @@ def deploy(
 def _deploy_one(target: str, file: str, wanted: Wanted, address: Address, figures: Path, as_json: bool) -> None:
     from edgeclf.cli.deploy_figures import bench_in_words, report_beside, report_command
     from edgeclf.core.files import sha256, write_json
-    from edgeclf.host.deploy import Deploy
-    from edgeclf.host.deploy_ssh import connected
+    from edgeclf.host.deploy.deploy import Deploy
+    from edgeclf.host.deploy.ssh import connected
 
     with connected(address) as remote:
         done = Deploy(remote, target, wanted, _tell, progress, lambda message: say(f"warning: {message}")).run()
@@ -231,8 +231,8 @@ def service(
     import sys
 
     from edgeclf.core.files import write_text
-    from edgeclf.host import deploy_unit
-    from edgeclf.host import wheelhouse as house
+    from edgeclf.host.deploy import unit as deploy_unit
+    from edgeclf.host.deploy import wheelhouse as house
     from edgeclf.runtime import shipped
 
     settings, profile = _settings(config), house.profile_of(device)
@@ -258,7 +258,7 @@ def _settings(config: Path | None) -> LiveSettings:
 
 
 def _check_secrets(secrets: Path, service: bool) -> None:
-    from edgeclf.host.deploy_unit import check_secrets
+    from edgeclf.host.deploy.unit import check_secrets
 
     if not service:
         raise ConfigError("--secrets are for the service; add --service")

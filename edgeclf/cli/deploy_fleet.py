@@ -17,8 +17,8 @@ from edgeclf.core.errors import BoardError, ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from edgeclf.host.deploy import Wanted
-    from edgeclf.host.fleet import Outcome, Outcomes, Watcher
+    from edgeclf.host.deploy.deploy import Wanted
+    from edgeclf.host.deploy.fleet import Outcome, Outcomes, Watcher
     from edgeclf.host.run import Run
 
 
@@ -40,7 +40,7 @@ def deploy_fleet(order: Order, base: Wanted, ssh: tuple[str, ...], port: int | N
     """Deploy to the boards, write and print what came back. Raises BoardError when one failed, as all do that `deploy` raises."""
     from edgeclf.core import inventory
     from edgeclf.core.bundle import read_bundle
-    from edgeclf.host import fleet
+    from edgeclf.host.deploy import fleet
 
     read_bundle(base.file)  # an altered file is refused once, before any board is asked
     found = inventory.read(order.inventory)
@@ -82,7 +82,7 @@ def _write(order: Order, base: Wanted, outcomes: Outcomes, known: Sequence[str])
     """The figures of all boards in one file, each board's device report beside it; boards that were not asked keep theirs."""
     from edgeclf.cli.deploy_figures import report_beside
     from edgeclf.core.files import sha256, write_json
-    from edgeclf.host.deploy import fit_for_a_name
+    from edgeclf.host.deploy.deploy import fit_for_a_name
 
     digest = sha256(base.file)
     boards = {name: entry for name, entry in _before(order.out, digest).items() if name in known}
@@ -121,7 +121,7 @@ def _merge(document: dict[str, Any], run: Run | None, interrupted: bool) -> None
         command = report_command(Path(document["file"]), reports)
         say(f"all boards in one report, beside the full model's figures: {command}")
         return
-    from edgeclf.host.report import HTML, make_report
+    from edgeclf.host.report.report import HTML, make_report
 
     make_report(run, bar=progress, add=reports)
     say(f"report: {run.folder / HTML}")

@@ -58,7 +58,7 @@ def evaluate(
     Example: edgeclf evaluate runs/photos/photos-int8.tflite photos/
     """
     if plots:
-        from edgeclf.host.curves import need_packages
+        from edgeclf.host.understand.curves import need_packages
 
         need_packages()
     if adversarial and not model.is_dir():
@@ -71,7 +71,7 @@ def evaluate(
         which, runtime, found = evaluate_file(model, data, limit, workers, threads, labels, normalize)
     areas = None
     if plots:
-        from edgeclf.host.curves import write
+        from edgeclf.host.understand.curves import write
 
         areas = write(found, plots).areas()
     data = data or str(found.source)
@@ -89,9 +89,9 @@ def evaluate(
 def _evaluate_run(
     run: Path, data: str | None, limit: int | None, adversarial: bool, epsilon: float | None
 ) -> tuple[str, str, Evaluation]:
-    from edgeclf.host.evaluation import evaluate_run, pictures, plain
     from edgeclf.host.full_model import open_full
     from edgeclf.host.run import open_run
+    from edgeclf.host.understand.evaluation import evaluate_run, pictures, plain
     from edgeclf.runtime.accuracy import held_out, limited
 
     opened = open_run(run)
@@ -100,7 +100,7 @@ def _evaluate_run(
     full = open_full(opened)
     answer = plain(full.infer)
     if adversarial:
-        from edgeclf.host.adversarial import answering_attacked, described, section_of
+        from edgeclf.host.train.adversarial import answering_attacked, described, section_of
 
         section = section_of(opened.recipe, epsilon)
         answer, which = answering_attacked(opened.model(), section), f"{which}, {described(section)}"
@@ -119,7 +119,7 @@ def evaluate_file(
     normalize: str | None,
 ) -> tuple[str, str, Evaluation]:
     """In words which pictures were answered, the runtime, and how an exported file did."""
-    from edgeclf.host.evaluation import home_of, pictures
+    from edgeclf.host.understand.evaluation import home_of, pictures
     from edgeclf.runtime.accuracy import evaluate, held_out, limited
     from edgeclf.runtime.classifier import Classifier
 

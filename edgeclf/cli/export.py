@@ -18,12 +18,12 @@ from edgeclf.core.errors import ConfigError, QualityError
 
 if TYPE_CHECKING:
     from edgeclf.core.card import Io
-    from edgeclf.host.companions import Companions
-    from edgeclf.host.export import Exported
-    from edgeclf.host.export_coreml import Package
-    from edgeclf.host.guarded import Budget
+    from edgeclf.host.export.companions import Companions
+    from edgeclf.host.export.export import Exported
+    from edgeclf.host.export.export_coreml import Package
+    from edgeclf.host.export.guarded import Budget
+    from edgeclf.host.export.to_onnx import OnnxRequest
     from edgeclf.host.run import Run
-    from edgeclf.host.to_onnx import OnnxRequest
 
 
 class IoType(StrEnum):
@@ -133,15 +133,15 @@ def export(
         io.value, c_array, snippets,
     )  # fmt: skip
     _check_together(wanted, opset is not None or dynamic_batch, max_drop is not None, no_qat)
-    from edgeclf.host import companions
-    from edgeclf.host.to_onnx import OnnxRequest
+    from edgeclf.host.export import companions
+    from edgeclf.host.export.to_onnx import OnnxRequest
 
     request = OnnxRequest(wanted.onnx, opset, dynamic_batch)
     budget = None if max_drop is None else _budget(max_drop, not no_qat)
     companions.check_request(wanted.tflite or (() if wanted.named else ("int8",)), io.value, c_array, snippets)
     found, wanted = _opened(run, wanted)
     if calibration is not None:
-        from edgeclf.host.imports import give_data
+        from edgeclf.host.imports.imports import give_data
 
         with progress("reading pictures") as report:
             found = give_data(found, calibration, report)
@@ -173,8 +173,8 @@ def _check_together(wanted: Wanted, about_onnx: bool, bounded: bool, no_qat: boo
 
 def _opened(folder: Path | None, wanted: Wanted) -> tuple[Run, Wanted]:
     """The run, and what is made of it: int8 where nothing was named. Raises ConfigError where there is no way to it."""
-    from edgeclf.host import export_coreml
-    from edgeclf.host.export import need_tflite
+    from edgeclf.host.export import export_coreml
+    from edgeclf.host.export.export import need_tflite
     from edgeclf.host.run import open_run
 
     run = open_run(folder)
@@ -192,8 +192,8 @@ def _opened(folder: Path | None, wanted: Wanted) -> tuple[Run, Wanted]:
 
 def _export(run: Run, wanted: Wanted, request: OnnxRequest, budget: Budget | None, out: Path | None, as_json: bool) -> None:
     """Make the files; at the end, also when one of them failed, write what goes beside them and tell what there is."""
-    from edgeclf.host import companions, export_coreml
-    from edgeclf.host.export import export as stage
+    from edgeclf.host.export import companions, export_coreml
+    from edgeclf.host.export.export import export as stage
 
     pictures, written = run.data, Written()
     with contextlib.ExitStack() as at_the_end:  # from the last to the first
@@ -227,8 +227,8 @@ def _refusals(refused: list[QualityError]) -> Iterator[None]:
 
 
 def _budget(points: float, train: bool) -> Budget:
-    from edgeclf.host.guard import check_budget
-    from edgeclf.host.guarded import Budget
+    from edgeclf.host.export.guard import check_budget
+    from edgeclf.host.export.guarded import Budget
 
     def announce(folder: Path) -> None:
         say(f"nothing else holds --max-drop {points:g}: training with the rounding of int8, in {folder}")

@@ -13,7 +13,7 @@ from edgeclf.cli.common import need_training, print_json, say
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeclf.host.imports import Imported
+    from edgeclf.host.imports.imports import Imported
 
 
 class FitType(StrEnum):
@@ -66,7 +66,7 @@ def import_(
     Example: edgeclf import flowers.keras --labels labels.txt --normalize 127.5,127.5
     """
     need_training("import")
-    from edgeclf.host.imports import import_model
+    from edgeclf.host.imports.imports import import_model
     from edgeclf.runtime.foreign import read_labels
 
     found = import_model(

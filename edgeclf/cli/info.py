@@ -250,7 +250,7 @@ def _inspect_data(data: str) -> dict[str, Any]:
     import numpy as np
 
     from edgeclf.core.catalogue import SPLITS, UNSPLIT
-    from edgeclf.host.data import open_catalogue
+    from edgeclf.host.data.dataset import open_catalogue
 
     if (Path(data) / "recipe.toml").is_file():
         raise ConfigError(f"{data}: is a run folder; inspect one of its files, such as {data.rstrip('/')}/NAME-int8.tflite")

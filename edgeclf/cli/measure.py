@@ -15,7 +15,7 @@ from edgeclf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from edgeclf.core.results import Latency
-    from edgeclf.host.emulate import Count
+    from edgeclf.host.report.emulate import Count
     from edgeclf.runtime.classifier import Classifier
     from edgeclf.runtime.latency import Bench
 
@@ -168,7 +168,7 @@ def _write_device_report(
 
 def _instructions(file: Path, boards: list[Board]) -> list[Count]:
     """Counted before anything is timed, so that a missing emulator is told at once."""
-    from edgeclf.host import emulate
+    from edgeclf.host.report import emulate
     from edgeclf.runtime.classifier import read_file
 
     bundle, home = read_file(file), emulate.default_home()
@@ -181,7 +181,7 @@ def _instructions(file: Path, boards: list[Board]) -> list[Count]:
 
 
 def _counted(count: Count) -> str:
-    from edgeclf.host.emulate import NAMES
+    from edgeclf.host.report.emulate import NAMES
 
     same = "the same bits as here" if count.identical else f"logits differ from those here by up to {count.largest_difference:g}"
     figure = f"{count.instructions:,} instructions for one inference, one thread (a count, not a latency)"

@@ -16,9 +16,9 @@ from edgeclf.cli.options import Address, CpusPerTrial, Engine, GpusPerTrial, Jso
 from edgeclf.cli.train import epoch_line
 
 if TYPE_CHECKING:
-    from edgeclf.host.optimize import Optimized, Search
-    from edgeclf.host.optimize_space import Network
-    from edgeclf.host.optimize_study import Trial
+    from edgeclf.host.optimize.optimize import Optimized, Search
+    from edgeclf.host.optimize.space import Network
+    from edgeclf.host.optimize.study import Trial
 
 
 class Trained(StrEnum):
@@ -74,9 +74,9 @@ def optimize(
     Example: edgeclf optimize runs/compact-photos --device pi4 --max-drop 1 --max-size-kb 300
     """
     need_training("optimize")
-    from edgeclf.host import optimize as stage
-    from edgeclf.host.optimize_choice import limits
-    from edgeclf.host.optimize_cost import board
+    from edgeclf.host.optimize import optimize as stage
+    from edgeclf.host.optimize.choice import limits
+    from edgeclf.host.optimize.cost import board
     from edgeclf.host.run import open_run
 
     wanted, chosen = limits(max_drop, max_latency_ms, max_size_kb), board(device)
@@ -94,7 +94,7 @@ def optimize(
         say(f"{search.folder}: what was measured is kept; the same command goes on")
         raise
     if as_json:
-        from edgeclf.host.optimize_files import to_json
+        from edgeclf.host.optimize.files import to_json
 
         print_json(to_json(optimized))
     else:
@@ -103,7 +103,7 @@ def optimize(
 
 
 def _trial_line(trial: Trial, trials: int) -> None:
-    from edgeclf.host.optimize_choice import points
+    from edgeclf.host.optimize.choice import points
     from edgeclf.host.wording import size
 
     head = f"file {trial.number}/{trials}  {trial.configuration.name}"
@@ -123,7 +123,7 @@ def _print(found: Optimized) -> None:
     from rich.table import Table
 
     from edgeclf.host import wording
-    from edgeclf.host.optimize_choice import holds, points
+    from edgeclf.host.optimize.choice import holds, points
 
     pictures = found.entrants[0].drop.total
     print(f"{found.search.run.folder}: {len(found.entrants)} files, on {pictures:,} validation pictures against the full model")
@@ -142,8 +142,8 @@ def _print(found: Optimized) -> None:
 
 def _written(found: Optimized, search: Search, as_json: bool) -> None:
     """Where everything lies; raises the QualityError of a search without a winner."""
-    from edgeclf.host.optimize_choice import points
-    from edgeclf.host.optimize_files import FIGURE, RESULT, TABLE
+    from edgeclf.host.optimize.choice import points
+    from edgeclf.host.optimize.files import FIGURE, RESULT, TABLE
 
     say(f"in {search.folder}: {RESULT}, {TABLE}, {FIGURE}")
     for refused in found.refused:

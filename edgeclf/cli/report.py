@@ -11,7 +11,7 @@ from edgeclf.cli.common import need_training, print_json, progress, say
 from edgeclf.cli.measure import Board
 
 if TYPE_CHECKING:
-    from edgeclf.host.comparison import Comparison
+    from edgeclf.host.report.comparison import Comparison
 
 
 def report(
@@ -42,12 +42,12 @@ def report(
     Example: edgeclf report runs/compact-photos
     """
     need_training("report")
-    from edgeclf.host.report import HTML, make_report
+    from edgeclf.host.report.report import HTML, make_report
     from edgeclf.host.run import open_run
 
     opened = open_run(run)
     if data is not None:
-        from edgeclf.host.imports import give_data
+        from edgeclf.host.imports.imports import give_data
 
         opened = give_data(opened, data)
     comparison = make_report(opened, out, threads, rounds, bar=progress, add=add or (), emulate=[b.value for b in emulate or ()])
@@ -61,7 +61,7 @@ def report(
 
 def _print_summary(comparison: Comparison) -> None:
     """The first table of the report, and its verdict."""
-    from edgeclf.host.report_tables import glance
+    from edgeclf.host.report.tables import glance
 
     table = glance(comparison)
     lines = [table.head] + [tuple(f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row) for row in table.rows]

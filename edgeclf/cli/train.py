@@ -15,11 +15,11 @@ from edgeclf.cli.options import Address, CpusPerTrial, GpusPerTrial
 from edgeclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeclf.host.checkpoint import OnEpoch
     from edgeclf.host.run import Run
-    from edgeclf.host.train import Job
-    from edgeclf.host.train_ray import Work
-    from edgeclf.host.train_ray import Workers as RayWorkers
+    from edgeclf.host.train.checkpoint import OnEpoch
+    from edgeclf.host.train.train import Job
+    from edgeclf.host.train.train_ray import Work
+    from edgeclf.host.train.train_ray import Workers as RayWorkers
 
 
 def train(
@@ -86,16 +86,16 @@ def train(
         raise ConfigError("give MODEL and DATA, as in: edgeclf train compact photos/ (or --resume)")
     from edgeclf.core import config
     from edgeclf.core.recipe import load_recipe, override, override_by_text
-    from edgeclf.host import custom, distribute, logs
-    from edgeclf.host import train as stage
-    from edgeclf.host.adversarial import USUAL_EPSILON
-    from edgeclf.host.fitting import Options
+    from edgeclf.host.train import custom, distribute, logs
+    from edgeclf.host.train import train as stage
+    from edgeclf.host.train.adversarial import USUAL_EPSILON
+    from edgeclf.host.train.fitting import Options
 
     on_ray = _ray_workers(engine, workers, address, cpus_per_worker, gpus_per_worker)
     if on_ray and strategy == "mirrored":
         raise ConfigError("--strategy mirrored: is about one machine; leave it out with --engine ray")
     if on_ray and resume:
-        from edgeclf.host import train_ray
+        from edgeclf.host.train import train_ray
 
         _on_ray(train_ray.interrupted(out, on_ray), on_ray, tensorboard, mlflow, as_json)
         return
@@ -117,7 +117,7 @@ def train(
             chosen = {"strategy": strategy, "deterministic": deterministic, "weights": str(weights.resolve()) if weights else ""}
             options = config.build(Options, chosen, "options")
             if on_ray:
-                from edgeclf.host import train_ray
+                from edgeclf.host.train import train_ray
 
                 _on_ray(train_ray.prepared(recipe, str(data), out, options, on_ray), on_ray, tensorboard, mlflow, as_json)
                 return
@@ -135,7 +135,7 @@ def train(
 def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int | None, gpus: float | None) -> RayWorkers | None:
     """The workers that were asked for; None for this process. Raises ConfigError for an option that would have no effect."""
     if engine == "ray":
-        from edgeclf.host.train_ray import Workers
+        from edgeclf.host.train.train_ray import Workers
 
         return Workers(count or 2, address, cpus or 1, gpus or 0.0)
     given = {"--workers": count, "--address": address, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
@@ -146,7 +146,7 @@ def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int 
 
 
 def _on_ray(work: Work, workers: RayWorkers, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> None:
-    from edgeclf.host import logs, train_ray
+    from edgeclf.host.train import logs, train_ray
 
     recipe = train_ray.recipe_of(work)
     say(f"{work.folder}: {recipe.name} on Ray, {workers.count} worker{'s' if workers.count > 1 else ''}")
@@ -191,8 +191,8 @@ def describe(job: Job) -> None:
 
 def fit(job: Job, *watchers: OnEpoch) -> Run:
     """Train with a line an epoch, and a bar where there is a terminal; `watchers` hear of every epoch too."""
-    from edgeclf.host import logs
-    from edgeclf.host import train as stage
+    from edgeclf.host.train import logs
+    from edgeclf.host.train import train as stage
 
     with progress("training") as on_step:
         return stage.train(job, logs.several(epoch_line, *watchers), on_step, frozen_line)

@@ -12,8 +12,8 @@ from edgeclf.cli.options import Json, Labels, Normalize, pair
 from edgeclf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from edgeclf.host.explain import Explanation, Method, Subject
-    from edgeclf.host.probe_readings import Probing, Reading
+    from edgeclf.host.understand.explain import Explanation, Method, Subject
+    from edgeclf.host.understand.probe_readings import Probing, Reading
 
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 
@@ -54,7 +54,7 @@ def explain(
 
     Example: edgeclf explain runs/photos holiday.jpg
     """
-    from edgeclf.host.explain import open_subjects
+    from edgeclf.host.understand.explain import open_subjects
 
     if source.is_dir():
         need_training("explain RUN")
@@ -93,9 +93,9 @@ def probe(
     Example: edgeclf probe runs/photos
     """
     need_training("probe")
-    from edgeclf.host import probe as stage
-    from edgeclf.host import probe_readings
     from edgeclf.host.run import open_run
+    from edgeclf.host.understand import probe as stage
+    from edgeclf.host.understand import probe_readings
 
     opened = open_run(run)
     found = stage.probe(opened, data, layers, pictures, progress)
@@ -151,7 +151,7 @@ def _remarks(found: Probing) -> list[str]:
 
 
 def _method(name: str | None) -> Method | None:
-    from edgeclf.host.explain import METHODS
+    from edgeclf.host.understand.explain import METHODS
 
     if name is None:
         return None
@@ -178,7 +178,7 @@ def _explain(
     image: Path, target: Path, method: Method, subjects: list[Subject], label: str | None, as_json: bool
 ) -> dict[str, Any]:
     from edgeclf.core.image import read_picture
-    from edgeclf.host import explain as stage
+    from edgeclf.host.understand import explain as stage
 
     try:
         frame = read_picture(image)
@@ -194,7 +194,7 @@ def _explain(
 
 
 def _sentence(found: Explanation) -> str:
-    from edgeclf.host.explain import correlation, in_words
+    from edgeclf.host.understand.explain import correlation, in_words
 
     if len(found.answers) == 1:
         return in_words(found.answers[0], found.label)

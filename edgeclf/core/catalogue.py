@@ -41,7 +41,7 @@ class Catalogue:
     `names` are paths relative to the top, with `/`. `classes` is int32 (pictures,), indices into `labels`.
     `folders` is int8 (pictures,): the index in SPLITS of the folder a picture lies under, or UNSPLIT. `places` is int64
     (pictures, 3): offset, stored bytes and compression method inside an archive, zeros elsewhere. `arrays` holds RGB or grey
-    pictures for the kind `arrays`, and gives one by index for `shards`, which `host.shards` opens. `fingerprint` is a
+    pictures for the kind `arrays`, and gives one by index for `shards`, which `host.data.shards` opens. `fingerprint` is a
     hexadecimal SHA-256 over names below the top and sizes (of the contents, for arrays), equal for the same data in a folder,
     a zip and a copy on another machine; `cache_key` also covers checksums or times, to notice a changed picture.
     `empty_classes` are class folders without a picture.

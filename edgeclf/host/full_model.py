@@ -15,8 +15,8 @@ import numpy as np
 from edgeclf.core.bundle import Bundle, model_bytes
 from edgeclf.core.image import Pixels
 from edgeclf.core.results import score
-from edgeclf.host.augment import normalise
-from edgeclf.host.data import Dataset
+from edgeclf.host.augment.augment import normalise
+from edgeclf.host.data.dataset import Dataset
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.run import FULL, MODEL, ONNX, Run
 from edgeclf.runtime.engine import cores, open_engine
@@ -48,7 +48,7 @@ def open_full(run: Run) -> FullModel:
     bundle = Bundle(model_bytes(path), run.card, run.card.labels, str(path))
     engine = open_engine(bundle)
     if path.name == ONNX:
-        from edgeclf.host.house_onnx import parameters
+        from edgeclf.host.imports.house_onnx import parameters
 
         count = parameters(bundle.model, bundle.name)
     else:

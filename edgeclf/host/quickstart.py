@@ -13,14 +13,14 @@ from edgeclf.core.errors import QualityError
 from edgeclf.core.image import Pixels
 from edgeclf.core.progress import Bar
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import train as training
 from edgeclf.host import wording
-from edgeclf.host.checkpoint import OnEpoch
-from edgeclf.host.data import Dataset
-from edgeclf.host.demo import PICTURE_S, render_video
-from edgeclf.host.export import export
-from edgeclf.host.report import HTML, make_report
+from edgeclf.host.data.dataset import Dataset
+from edgeclf.host.data.demo import PICTURE_S, render_video
+from edgeclf.host.export.export import export
+from edgeclf.host.report.report import HTML, make_report
 from edgeclf.host.run import Run
+from edgeclf.host.train import train as training
+from edgeclf.host.train.checkpoint import OnEpoch
 from edgeclf.runtime.accuracy import evaluate
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.events import Event, Seen

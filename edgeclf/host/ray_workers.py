@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.core.errors import ClusterError, ConfigError, StorageError
-from edgeclf.host.settled import Say
+from edgeclf.host.tune.settled import Say
 from edgeclf.runtime.cluster import connect
 
 RETRIES = 3  # of a piece of work whose worker is lost

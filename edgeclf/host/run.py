@@ -115,8 +115,8 @@ class Run:
 
 def load_network(path: Path, recipe: Recipe, folder: Path) -> Any:
     """The `tf_keras.Model` in a `.keras` file of the run in `folder`, whose own file may define layers. Raises ModelError."""
-    from edgeclf.host import custom
     from edgeclf.host.keras import keras
+    from edgeclf.host.train import custom
 
     try:
         try:

@@ -9,7 +9,7 @@ from edgeclf.core.recipe import load_recipe, override
 
 def train_colours(top):
     """`runs/colours` in that folder, of red against blue noise in `colours.npz` beside it; returns the folder."""
-    from edgeclf.host import train as training
+    from edgeclf.host.train import train as training
 
     random, y = np.random.RandomState(0), np.arange(200) % 2
     x = random.randint(0, 120, (200, 8, 8, 3)).astype(np.uint8)

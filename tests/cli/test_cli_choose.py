@@ -32,7 +32,7 @@ def top(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures_taken():
     """Which pictures were read in this module, by index."""
-    from edgeclf.host.data import Shards
+    from edgeclf.host.data.dataset import Shards
 
     taken, real = [], Shards.take
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +51,7 @@ def test_tune_prints_trials_and_the_best_recipe_and_goes_on_when_asked_again(top
     assert "next: edgeclf train runs/tiny-colours-tune/best.toml" in again.stdout
     assert config.read(top / "runs/tiny-colours-tune/best.toml")["training"]["epochs"] == 5
     from edgeclf.core.recipe import load_recipe
-    from edgeclf.host import tune
+    from edgeclf.host.tune import tune
 
     test = tune.resume(top / "runs" / "tiny-colours-tune").dataset.parts["test"]
     assert pictures_taken

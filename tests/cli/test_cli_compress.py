@@ -48,8 +48,8 @@ def test_a_compressed_run_goes_on_through_export_debug_quant_and_report(folder, 
 def test_what_debug_quant_shows_is_explained_and_weighed(capsys):
     """The columns in words, what the whole file lost, and one line for all layers that the same would help."""
     from edgeclf.cli import debug_quant
-    from edgeclf.host.debug_quant import Diagnosis
-    from edgeclf.host.quant_errors import LayerError
+    from edgeclf.host.export.debug_quant import Diagnosis
+    from edgeclf.host.export.quant_errors import LayerError
 
     layers = tuple(
         LayerError(f"net/{name}/Relu6", "CONV_2D", 20.0, lost, 0.0, 0.0, 6.0, 0.0, 5.9) for name, lost in (("a", 9.7), ("b", 4.0))

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch of a tiny net."""
-    from edgeclf.host import train
+    from edgeclf.host.train import train
 
     recipe = override(load_recipe("compact-digits"), image__size=12, training__epochs=1, training__batch_size=16)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={"widths": [4, 8]}))
@@ -104,9 +104,9 @@ def test_data_preview_draws_a_row_for_each_picture(cli_here: Cli, data: Path, tm
 def test_the_preview_shows_what_training_does(data: Path) -> None:
     """The changed pictures are those of `augment`, the soft labels those of `mix`; every class is shown."""
     from edgeclf.core.catalogue import scan
-    from edgeclf.host.augment import augment
-    from edgeclf.host.data import make_dataset
-    from edgeclf.host.preview import preview
+    from edgeclf.host.augment.augment import augment
+    from edgeclf.host.augment.preview import preview
+    from edgeclf.host.data.dataset import make_dataset
 
     recipe = override(load_recipe("compact-digits"), image__size=12, augmentation__colour=0.5)
     dataset = make_dataset(scan(data), recipe, {"seed": 1, "val": 0.1, "val_pictures": 20, "test": 0.15})

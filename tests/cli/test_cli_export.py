@@ -83,7 +83,7 @@ def test_a_core_ml_package_comes_beside_other_files_and_is_not_called_run(traine
 
 def test_a_missing_core_ml_extra_is_named_before_anything_is_made(trained, cli_here, monkeypatch, tmp_path):
     """Exit code 6; the other file that was asked for is not begun either."""
-    from edgeclf.host import export_coreml
+    from edgeclf.host.export import export_coreml
 
     monkeypatch.setattr(
         export_coreml, "importlib", types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))

@@ -67,9 +67,9 @@ def test_limits_that_none_holds_exit_with_7_and_leave_no_file(searched, cli_here
 
 def test_a_search_looks_at_no_test_picture_before_it_has_a_winner(searched, tmp_path):
     """Only export's own gates do, at the end."""
-    from edgeclf.host import optimize
-    from edgeclf.host.data import Shards
-    from edgeclf.host.optimize_choice import Limits
+    from edgeclf.host.data.dataset import Shards
+    from edgeclf.host.optimize import optimize
+    from edgeclf.host.optimize.choice import Limits
     from edgeclf.host.run import open_run
 
     shutil.copytree(searched, tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite", "optimize"))
@@ -77,7 +77,7 @@ def test_a_search_looks_at_no_test_picture_before_it_has_a_winner(searched, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shards, "take", lambda self, rows: taken.extend(np.asarray(rows).tolist()) or real(self, rows))
         found = optimize.optimize(optimize.start(open_run(tmp_path / "colours")), Limits(file_bytes=1), trials=2, rounds=6)
-    from edgeclf.host.data import open_dataset
+    from edgeclf.host.data.dataset import open_dataset
 
     assert found.exported is None
     assert taken
@@ -86,9 +86,10 @@ def test_a_search_looks_at_no_test_picture_before_it_has_a_winner(searched, tmp_
 
 def test_a_network_that_was_trained_for_int8_becomes_the_winner_of_its_run(searched, cli_here, tmp_path):
     """Its file says so, and the report of the first run takes it in."""
-    from edgeclf.host import optimize, optimize_trial
-    from edgeclf.host.optimize_choice import Limits
-    from edgeclf.host.optimize_space import Configuration, Network
+    from edgeclf.host.optimize import optimize
+    from edgeclf.host.optimize import trial as optimize_trial
+    from edgeclf.host.optimize.choice import Limits
+    from edgeclf.host.optimize.space import Configuration, Network
     from edgeclf.host.run import open_run
 
     shutil.copytree(searched, tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite", "optimize"))
@@ -118,7 +119,7 @@ def test_another_board_is_told_in_a_line_and_ranked_by_time_where_it_is_not_emul
     shutil.copytree(searched, tmp_path / "colours", ignore=shutil.ignore_patterns("*.tflite"))
     cached = searched / "optimize" / "structures"
     assert list(cached.glob("*.tflite"))
-    monkeypatch.setattr("edgeclf.host.emulate.default_home", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("edgeclf.host.report.emulate.default_home", lambda: tmp_path / "nowhere")
     answer = cli_here("optimize", tmp_path / "colours", "--device", "pi4", "--max-latency-ms", 1000, *QUICK, "--json")
     assert answer.code == 0, answer.text
     assert "latency of raspberry-pi-4 cannot be measured here, so --max-latency-ms 1000 is judged on this" in answer.stderr

@@ -20,11 +20,12 @@ from edgeclf.core import config
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.card import ModelCard
 from edgeclf.core.recipe import Recipe, load_recipe, override
-from edgeclf.host import emulate, memory, quantize
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
+from edgeclf.host.export import quantize
 from edgeclf.host.full_model import open_reference
 from edgeclf.host.keras import keras
-from edgeclf.host.memory import of_full
+from edgeclf.host.report import emulate, memory
+from edgeclf.host.report.memory import of_full
 from edgeclf.host.run import Run, open_run
 
 LABELS = ("a<b", "c|d", "e")

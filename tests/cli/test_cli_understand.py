@@ -126,8 +126,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeclf.core.bundle import attach
     from edgeclf.core.card import ModelCard
     from edgeclf.core.recipe import load_recipe, override
-    from edgeclf.host import quantize
-    from edgeclf.host.data import make_dataset, open_catalogue
+    from edgeclf.host.data.dataset import make_dataset, open_catalogue
+    from edgeclf.host.export import quantize
     from edgeclf.host.keras import keras
 
     folder = tmp_path_factory.mktemp("understand") / "tiny"

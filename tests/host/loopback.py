@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from edgeclf.core.files import sha256
-from edgeclf.host.deploy_wheel import own_wheel, packed
+from edgeclf.host.deploy.wheel import own_wheel, packed
 
 SSHD = "/usr/sbin/sshd"
 STARTS_WITHIN_S = 30

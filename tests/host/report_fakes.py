@@ -8,11 +8,12 @@ import numpy as np
 
 from edgeclf.core.calibrate import calibration
 from edgeclf.core.results import Latency, Memory, Size
-from edgeclf.host import compare, timing
-from edgeclf.host.comparison import FULL, Comparison, Model, Unusable, Variant
 from edgeclf.host.inside import Inside
-from edgeclf.host.timing import Timing
-from edgeclf.host.verdict import recommend
+from edgeclf.host.report import timing
+from edgeclf.host.report.comparison import FULL, Comparison, Model, Unusable, Variant
+from edgeclf.host.report.timing import Timing
+from edgeclf.host.report.verdict import recommend
+from edgeclf.host.understand import compare
 from edgeclf.runtime.latency import Machine
 
 HOSTILE = (

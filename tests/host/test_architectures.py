@@ -12,12 +12,13 @@ from edgeclf.core.errors import ConfigError, QualityError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, architectures, gates, quantize
-from edgeclf.host import train as training
+from edgeclf.host import architectures
 from edgeclf.host.architectures import attention
 from edgeclf.host.architectures.alexnet import local_response
-from edgeclf.host.export import export
+from edgeclf.host.export import activations, gates, quantize
+from edgeclf.host.export.export import export
 from edgeclf.host.keras import keras, tensorflow
+from edgeclf.host.train import train as training
 from edgeclf.runtime.classifier import Classifier
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.selftest import self_test

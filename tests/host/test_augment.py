@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edgeclf.core.recipe import AugmentationSection
-from edgeclf.host import colour_ops, randaugment, warp
-from edgeclf.host.augment import augment, mix, normalise
+from edgeclf.host.augment import colour_ops, randaugment, warp
+from edgeclf.host.augment.augment import augment, mix, normalise
 from edgeclf.host.keras import tensorflow
 
 OFF = {"flip": False, "shift": 0.0}

@@ -12,10 +12,12 @@ from edgeclf.core.errors import ConfigError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, architectures, export, objective, quantize, weight_files
+from edgeclf.host import architectures
 from edgeclf.host.architectures.backbones import CAFFE, SYMMETRIC, TORCH, WANTED
-from edgeclf.host.augment import normalise
+from edgeclf.host.augment.augment import normalise
+from edgeclf.host.export import activations, export, quantize
 from edgeclf.host.keras import keras
+from edgeclf.host.train import objective, weight_files
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.selftest import self_test
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from edgeclf.core.recipe import AugmentationSection, TrainingSection
-from edgeclf.host.augment import augment
-from edgeclf.host.batches import _batches
+from edgeclf.host.augment.augment import augment
+from edgeclf.host.data.batches import _batches
 from edgeclf.host.keras import tensorflow
 
 STEPS = 3

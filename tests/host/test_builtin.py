@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from edgeclf.core.errors import DataError
-from edgeclf.host import builtin
-from edgeclf.host.data import open_catalogue
+from edgeclf.host.data import builtin
+from edgeclf.host.data.dataset import open_catalogue
 
 
 def _archive(path, files):

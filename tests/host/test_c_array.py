@@ -9,7 +9,7 @@ import pytest
 
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.errors import ConfigError, QualityError
-from edgeclf.host import c_array, micro, micro_child
+from edgeclf.host.export import c_array, micro, micro_child
 
 COMPILER = shutil.which("cc")
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]

@@ -10,8 +10,8 @@ import pytest
 from edgeclf.core.catalogue import from_arrays
 from edgeclf.core.errors import DataError
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import calibration
-from edgeclf.host.data import make_dataset
+from edgeclf.host.data import calibration
+from edgeclf.host.data.dataset import make_dataset
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import pytest
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.recipe import load_recipe
-from edgeclf.host import architectures, channels, prune_channels
+from edgeclf.host import architectures
+from edgeclf.host.compress import channels, prune_channels
 from edgeclf.host.keras import keras
 
 

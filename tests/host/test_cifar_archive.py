@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from edgeclf.host.builtin import cifar_archive
+from edgeclf.host.data.builtin import cifar_archive
 
 
 @pytest.mark.parametrize(("name", "before", "names"), [("10", [], "batches.meta.txt"), ("100", [7], "fine_label_names.txt")])

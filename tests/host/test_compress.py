@@ -14,15 +14,16 @@ from edgeclf.core.bundle import read_bundle
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.recipe import override
 from edgeclf.core.tflite import read_model
-from edgeclf.host import compress, distill, preserve, qat, quantize, sparsity
-from edgeclf.host import train as training
-from edgeclf.host.compression import plan, tuned
-from edgeclf.host.data import open_dataset
-from edgeclf.host.export import export
-from edgeclf.host.fitting import Listeners
+from edgeclf.host.compress import compress, distill, preserve, qat, sparsity
+from edgeclf.host.compress.compression import plan, tuned
+from edgeclf.host.data.dataset import open_dataset
+from edgeclf.host.export import quantize
+from edgeclf.host.export.export import export
+from edgeclf.host.export.to_onnx import OnnxRequest
 from edgeclf.host.keras import keras
 from edgeclf.host.run import open_run
-from edgeclf.host.to_onnx import OnnxRequest
+from edgeclf.host.train import train as training
+from edgeclf.host.train.fitting import Listeners
 
 
 @pytest.fixture(scope="module")

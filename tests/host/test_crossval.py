@@ -9,7 +9,7 @@ import pytest
 
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import crossval
+from edgeclf.host.tune import crossval
 
 LABELS = ("red", "blue", "green")
 

@@ -13,7 +13,7 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import MissingExtra
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.results import score
-from edgeclf.host import curves
+from edgeclf.host.understand import curves
 from edgeclf.runtime.accuracy import Evaluation
 
 pytest.importorskip("sklearn")

@@ -8,9 +8,10 @@ import pytest
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.recipe import override
-from edgeclf.host import custom, graphs
-from edgeclf.host import train as training
+from edgeclf.host import graphs
 from edgeclf.host.full_model import open_full
+from edgeclf.host.train import custom
+from edgeclf.host.train import train as training
 
 MINE = """
 import tf_keras as keras

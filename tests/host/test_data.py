@@ -11,7 +11,7 @@ from edgeclf.core import files
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import DataSection, ImageSection, ModelSection, Recipe
-from edgeclf.host.data import ingest, make_dataset
+from edgeclf.host.data.dataset import ingest, make_dataset
 
 SPLIT = {"seed": 1, "val": 0.1, "val_pictures": 100, "test": 0.2}
 RECIPE = Recipe("t", "t", ModelSection("compact"), ImageSection(8), data=DataSection())
@@ -36,7 +36,7 @@ def test_shards_hold_exactly_what_prepare_gives(tmp_path):
 
 def test_pictures_spread_over_many_shards_come_back_in_order(tmp_path, monkeypatch):
     """A shard boundary is invisible."""
-    monkeypatch.setattr("edgeclf.host.data.SHARD_BYTES", 8 * 8 * 8 * 3 * 3)
+    monkeypatch.setattr("edgeclf.host.data.dataset.SHARD_BYTES", 8 * 8 * 8 * 3 * 3)
     catalogue, spec = catalogues.scan(_folder(tmp_path / "d")), ImageSpec(8, 8, fit="crop")
     shards, prepared = ingest(catalogue, spec), catalogues.prepared(catalogue, spec)
     assert len(shards.maps) == 7

@@ -10,7 +10,7 @@ import pytest
 
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.image import ImageSpec, Pixels, prepare
-from edgeclf.host.demo import render_video
+from edgeclf.host.data.demo import render_video
 from edgeclf.runtime.sources.camera import find_source
 
 

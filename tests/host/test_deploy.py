@@ -22,9 +22,11 @@ from edgeclf.core.errors import BoardError, ConfigError, StorageError
 from edgeclf.core.files import sha256
 from edgeclf.core.live_settings import LiveSettings, read_settings
 from edgeclf.core.progress import no_bar
-from edgeclf.host import deploy, deploy_scripts, deploy_ssh
-from edgeclf.host.deploy_board import Facts, check, look, profile_for
-from edgeclf.host.deploy_ssh import Address, Done, connected, remote_line
+from edgeclf.host.deploy import deploy
+from edgeclf.host.deploy import scripts as deploy_scripts
+from edgeclf.host.deploy import ssh as deploy_ssh
+from edgeclf.host.deploy.board import Facts, check, look, profile_for
+from edgeclf.host.deploy.ssh import Address, Done, connected, remote_line
 
 Cli = Callable[..., Any]
 WITHIN_S = 60

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from edgeclf.core.catalogue import scan
-from edgeclf.host import data_report, duplicates
-from edgeclf.host.survey import Survey, describe, survey
+from edgeclf.host.data import duplicates
+from edgeclf.host.data import inspection as data_report
+from edgeclf.host.data.survey import Survey, describe, survey
 
 
 def photo(seed, side=64):

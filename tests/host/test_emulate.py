@@ -8,7 +8,7 @@ import pytest
 
 from edgeclf.core.bundle import Bundle, read_bundle
 from edgeclf.core.errors import ConfigError, MissingExtra, ModelError
-from edgeclf.host import emulate
+from edgeclf.host.report import emulate
 
 BUILT = Path.home() / ".cache/edgeclf/emulated-pi"  # the default of tools/emulated_pi/build.py; the tests' own cache has none
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from edgeclf.core.errors import ModelError
 from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, equalise, quant_errors, quantize
+from edgeclf.host.export import activations, equalise, quant_errors, quantize
 from edgeclf.host.keras import keras
 
 SIZE = 12

@@ -15,12 +15,12 @@ if importlib.util.find_spec("tensorflow") is None:
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels
-from edgeclf.host import activation_maps
-from edgeclf.host.activation_maps import cam, grad_cam, grad_cam_plus, open_maps
 from edgeclf.host.architectures.cnn import cnn2
-from edgeclf.host.explain import Subject, correlation, explain
 from edgeclf.host.full_model import answering
 from edgeclf.host.keras import keras
+from edgeclf.host.understand import activation_maps
+from edgeclf.host.understand.activation_maps import cam, grad_cam, grad_cam_plus, open_maps
+from edgeclf.host.understand.explain import Subject, correlation, explain
 from edgeclf.runtime.occlusion import occlude, spearman
 
 RED, GREEN, NEITHER = range(3)

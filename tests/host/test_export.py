@@ -12,13 +12,13 @@ from edgeclf.core.card import golden_inputs
 from edgeclf.core.errors import ConfigError, DataError, ModelError, QualityError
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.tflite import scheme
-from edgeclf.host import gates, guard
-from edgeclf.host import train as training
-from edgeclf.host.data import open_dataset
-from edgeclf.host.export import export
-from edgeclf.host.guarded import Budget
+from edgeclf.host.data.dataset import open_dataset
+from edgeclf.host.export import gates, guard
+from edgeclf.host.export.export import export
+from edgeclf.host.export.guarded import Budget
 from edgeclf.host.keras import keras
 from edgeclf.host.run import MODEL, open_run
+from edgeclf.host.train import train as training
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.selftest import self_test
 

@@ -15,14 +15,14 @@ pytest.importorskip("coremltools", reason="needs the coreml extra")
 from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, MissingExtra, QualityError
 from edgeclf.core.image import ImageSpec
-from edgeclf.host import export_coreml, mil_values
-from edgeclf.host import train as training
-from edgeclf.host.data import open_dataset
-from edgeclf.host.export_coreml import FLOAT16, W8, export
+from edgeclf.host.data.dataset import open_dataset
+from edgeclf.host.export import export_coreml, mil_values
+from edgeclf.host.export.export_coreml import FLOAT16, W8, export
+from edgeclf.host.export.mil_values import Program
 from edgeclf.host.full_model import answering
 from edgeclf.host.keras import keras
-from edgeclf.host.mil_values import Program
 from edgeclf.host.run import open_run
+from edgeclf.host.train import train as training
 
 SIZE = 12
 PICTURES = np.random.RandomState(0).randint(0, 256, (4, SIZE, SIZE, 3)).astype(np.uint8)

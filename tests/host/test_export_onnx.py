@@ -14,14 +14,17 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, MissingExtra, ModelError, QualityError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.onnx import read_model
-from edgeclf.host import export_onnx, gates, imports, quantize_onnx, recalibrate, report, to_onnx
-from edgeclf.host import train as training
-from edgeclf.host.data import open_catalogue, open_dataset
-from edgeclf.host.export import export
+from edgeclf.host.data.dataset import open_catalogue, open_dataset
+from edgeclf.host.export import export_onnx, gates, quantize_onnx, to_onnx
+from edgeclf.host.export.export import export
+from edgeclf.host.export.to_onnx import OnnxRequest
 from edgeclf.host.full_model import FullModel, answering, open_full
+from edgeclf.host.imports import imports
 from edgeclf.host.keras import keras
+from edgeclf.host.report import report
 from edgeclf.host.run import MODEL, ONNX, open_run
-from edgeclf.host.to_onnx import OnnxRequest
+from edgeclf.host.train import train as training
+from edgeclf.host.understand import recalibrate
 from edgeclf.runtime.classifier import load
 from edgeclf.runtime.engine import open_engine
 from edgeclf.runtime.selftest import self_test

@@ -26,12 +26,12 @@ from edgeclf.cli.deploy_fleet import Lines, Rows, again
 from edgeclf.core.errors import BoardError, ConfigError, QualityError
 from edgeclf.core.files import sha256
 from edgeclf.core.inventory import read
-from edgeclf.host import fleet
-from edgeclf.host.deploy import Deployed, Wanted
-from edgeclf.host.deploy_board import Facts
-from edgeclf.host.deploy_ssh import Address, Children, Stopped
-from edgeclf.host.fleet import Outcome, Task, deploy_all, tasks_of
-from edgeclf.host.report_devices import read_boards
+from edgeclf.host.deploy import fleet
+from edgeclf.host.deploy.board import Facts
+from edgeclf.host.deploy.deploy import Deployed, Wanted
+from edgeclf.host.deploy.fleet import Outcome, Task, deploy_all, tasks_of
+from edgeclf.host.deploy.ssh import Address, Children, Stopped
+from edgeclf.host.report.devices import read_boards
 
 Cli = Callable[..., Any]
 WITHIN_S = 60

@@ -6,7 +6,7 @@ import pytest
 from edgeclf.core.errors import QualityError
 from edgeclf.core.results import paired_drop
 from edgeclf.core.tflite import read_model
-from edgeclf.host import gates
+from edgeclf.host.export import gates
 
 LABELS = ("cat", "dog", "owl")
 

@@ -6,7 +6,7 @@ import pytest
 from edgeclf.core.errors import ConfigError, ModelError, QualityError
 from edgeclf.core.results import paired_drop
 from edgeclf.core.tflite import read_model, scheme
-from edgeclf.host import activations, bias_correction, guard, quant_errors, quantize
+from edgeclf.host.export import activations, bias_correction, guard, quant_errors, quantize
 from edgeclf.host.keras import keras
 
 SIZE = 12

@@ -7,10 +7,11 @@ from tiny_runs import tiny_recipe
 
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.errors import ConfigError
-from edgeclf.host import compress, guard
-from edgeclf.host import train as training
-from edgeclf.host.export import export
-from edgeclf.host.guarded import Budget
+from edgeclf.host.compress import compress
+from edgeclf.host.export import guard
+from edgeclf.host.export.export import export
+from edgeclf.host.export.guarded import Budget
+from edgeclf.host.train import train as training
 
 
 @pytest.fixture(scope="module")

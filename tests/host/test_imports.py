@@ -12,13 +12,15 @@ import pytest
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.tflite import read_model
-from edgeclf.host import activations, graphs, house, house_onnx, import_child, imports, keras_files, quantize
-from edgeclf.host.data import open_catalogue, open_dataset
-from edgeclf.host.export import export
+from edgeclf.host import graphs
+from edgeclf.host.data.dataset import open_catalogue, open_dataset
+from edgeclf.host.export import activations, quantize
+from edgeclf.host.export.export import export
 from edgeclf.host.full_model import open_full
-from edgeclf.host.house_tflite import house_tflite
+from edgeclf.host.imports import house, house_onnx, import_child, imports, keras_files
+from edgeclf.host.imports.house_tflite import house_tflite
 from edgeclf.host.keras import keras, tensorflow
-from edgeclf.host.report import make_report
+from edgeclf.host.report.report import make_report
 from edgeclf.host.run import open_run
 from edgeclf.runtime.accuracy import held_out
 from edgeclf.runtime.engine import open_engine
@@ -214,7 +216,7 @@ def test_a_child_that_dies_is_one_line(tmp_path, monkeypatch, script, reason):
 
 def test_a_file_of_keras_3_becomes_a_network_of_tf_keras(tmp_path):
     """The whole way, child and all: same answers, flat, and loadable as every run's network is."""
-    from edgeclf.host.keras3 import keras3
+    from edgeclf.host.imports.keras3 import keras3
 
     layers = keras3().layers
     inner = keras3().Sequential(

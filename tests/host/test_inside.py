@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeclf.host import activations, quantize
+from edgeclf.host.export import activations, quantize
 from edgeclf.host.inside import look_inside
 from edgeclf.host.keras import keras
 

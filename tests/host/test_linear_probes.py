@@ -19,12 +19,12 @@ from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.image import Pixels
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.core.results import wilson
-from edgeclf.host import probe, probe_points, probe_readings
 from edgeclf.host.architectures.resnet8 import resnet8
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
 from edgeclf.host.keras import keras
-from edgeclf.host.probe_points import Point, points_of, thinned
 from edgeclf.host.run import Run
+from edgeclf.host.understand import probe, probe_points, probe_readings
+from edgeclf.host.understand.probe_points import Point, points_of, thinned
 
 SPLIT = {"seed": 1, "val": 0.2, "val_pictures": 2000, "test": 0.4}
 SIDE, CLASSES, EACH = 12, 3, 60

@@ -14,9 +14,9 @@ from edgeclf.core.errors import ConfigError, MissingExtra, StorageError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
 from edgeclf.core.text import redacted
-from edgeclf.host import logs
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.run import Run
+from edgeclf.host.train import logs
 
 RECIPE = load_recipe("compact-digits")
 SECRET = "geheim"  # of an address

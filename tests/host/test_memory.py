@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgeclf.host import memory
+from edgeclf.host.report import memory
 
 
 def test_what_a_file_takes_is_little_beside_its_runtime(fixtures_folder: Path) -> None:

@@ -17,7 +17,7 @@ from edgeclf.core.errors import ModelError
 from edgeclf.core.flatbuffer import Flatbuffer, Number, Numbers, Table, pack
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.tflite import IDENTIFIER, read_model
-from edgeclf.host.metadata import metadata, with_metadata
+from edgeclf.host.export.metadata import metadata, with_metadata
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FOREIGN = (FIXTURES / "foreign-float32.tflite").read_bytes()

@@ -14,8 +14,8 @@ import pytest
 from edgeclf.core.card import ModelCard
 from edgeclf.core.catalogue import scan
 from edgeclf.core.image import ImageSpec
-from edgeclf.host import gallery
-from edgeclf.host.mistakes import label_suspects, study
+from edgeclf.host.understand import gallery
+from edgeclf.host.understand.mistakes import label_suspects, study
 from edgeclf.runtime.accuracy import evaluated, matching_classes
 
 CHROMIUM = Path("/usr/bin/chromium")

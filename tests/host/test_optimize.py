@@ -15,16 +15,21 @@ from edgeclf.core.errors import ConfigError, MissingExtra, ModelError, QualityEr
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import load_recipe
 from edgeclf.core.results import Interval, Latency, paired_drop
-from edgeclf.host import optimize, optimize_choice, optimize_cost, optimize_files, optimize_space, optimize_trial, ray_optimize
-from edgeclf.host.export import Exported
-from edgeclf.host.optimize_choice import Entrant, Limits, choose, pareto, refusal
-from edgeclf.host.optimize_cost import Board, Costs
-from edgeclf.host.optimize_space import Configuration, Network, configurations
-from edgeclf.host.optimize_trial import Made, Measured
+from edgeclf.host.export.export import Exported
+from edgeclf.host.optimize import choice as optimize_choice
+from edgeclf.host.optimize import cost as optimize_cost
+from edgeclf.host.optimize import files as optimize_files
+from edgeclf.host.optimize import optimize, ray_optimize
+from edgeclf.host.optimize import space as optimize_space
+from edgeclf.host.optimize import trial as optimize_trial
+from edgeclf.host.optimize.choice import Entrant, Limits, choose, pareto, refusal
+from edgeclf.host.optimize.cost import Board, Costs
+from edgeclf.host.optimize.space import Configuration, Network, configurations
+from edgeclf.host.optimize.trial import Made, Measured
 from edgeclf.host.ray_workers import Place
+from edgeclf.host.report.timing import Timing
 from edgeclf.host.run import Run
-from edgeclf.host.study import DATABASE
-from edgeclf.host.timing import Timing
+from edgeclf.host.tune.study import DATABASE
 from edgeclf.runtime.latency import this_machine
 
 pytest.importorskip("optuna")

@@ -8,9 +8,9 @@ from edgeclf.core.card import ModelCard
 from edgeclf.core.errors import ConfigError, DataError, ModelError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.tflite import logits_view, read_model, scheme
-from edgeclf.host import activations, quantize
+from edgeclf.host.export import activations, quantize
+from edgeclf.host.export.metadata import with_metadata
 from edgeclf.host.keras import keras, tensorflow
-from edgeclf.host.metadata import with_metadata
 
 SIZE = 12
 

@@ -21,9 +21,11 @@ from ray_fakes import Here
 from edgeclf.core import config
 from edgeclf.core.errors import ClusterError, ConfigError, EdgeclfError, StorageError
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import crossval, optimize, ray_folds, ray_optimize, ray_tune, tune, tune_files
+from edgeclf.host.optimize import optimize, ray_optimize
 from edgeclf.host.ray_workers import Place, Workers, slots, workers
-from edgeclf.host.study import DATABASE, Trial, free_number, open_study
+from edgeclf.host.tune import crossval, ray_folds, ray_tune, tune
+from edgeclf.host.tune import files as tune_files
+from edgeclf.host.tune.study import DATABASE, Trial, free_number, open_study
 from edgeclf.runtime.cluster import connect
 from edgeclf.runtime.engine import cores
 
@@ -315,7 +317,7 @@ def test_a_worker_that_is_always_lost_is_told_in_a_line(cluster, monkeypatch):
 @pytest.fixture(scope="module")
 def run(top, recipe):
     """A trained run."""
-    from edgeclf.host import train as training
+    from edgeclf.host.train import train as training
 
     return training.train(training.start(recipe, str(top / "colours.npz"), top / "runs" / "colours"))
 

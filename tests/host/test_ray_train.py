@@ -20,11 +20,11 @@ from edgeclf.core.catalogue import from_arrays
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import override
-from edgeclf.host import train_ray
-from edgeclf.host.fitting import Options
+from edgeclf.host.data.shards.write import shard
 from edgeclf.host.run import open_run
-from edgeclf.host.shards.write import shard
-from edgeclf.host.train_ray import Workers
+from edgeclf.host.train import train_ray
+from edgeclf.host.train.fitting import Options
+from edgeclf.host.train.train_ray import Workers
 
 EPOCHS = 6
 RECIPE = override(tiny_recipe(), image__colour="rgb", training__epochs=EPOCHS, training__batch_size=8)

@@ -16,8 +16,8 @@ from conftest import Cli
 from edgeclf.core.bundle import read_bundle
 from edgeclf.core.catalogue import scan
 from edgeclf.core.errors import DataError, ModelError
-from edgeclf.host.evaluation import evaluate_run, home_of, pictures
 from edgeclf.host.run import Run, open_run
+from edgeclf.host.understand.evaluation import evaluate_run, home_of, pictures
 from edgeclf.runtime.accuracy import evaluate, held_out
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs the train extra")
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`runs/greys`: dark and light pictures that overlap; trained for a moment, calibrated, then exported."""
     from edgeclf.core.recipe import load_recipe, override
-    from edgeclf.host import train as training
-    from edgeclf.host.export import export
-    from edgeclf.host.recalibrate import calibrate_run
+    from edgeclf.host.export.export import export
+    from edgeclf.host.train import train as training
+    from edgeclf.host.understand.recalibrate import calibrate_run
 
     top, random = tmp_path_factory.mktemp("recalibrate"), np.random.RandomState(0)
     for label, mean in (("dark", 118), ("light", 138)):

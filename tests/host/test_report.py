@@ -14,10 +14,13 @@ import pytest
 from report_fakes import HOSTILE, comparison, scores_of, timed, variant
 
 from edgeclf.core import results
-from edgeclf.host import compare, report, report_html, report_tables, timing
-from edgeclf.host.comparison import Emulated, Unusable
-from edgeclf.host.report_devices import Board
-from edgeclf.host.verdict import recommend
+from edgeclf.host.report import html as report_html
+from edgeclf.host.report import report, timing
+from edgeclf.host.report import tables as report_tables
+from edgeclf.host.report.comparison import Emulated, Unusable
+from edgeclf.host.report.devices import Board
+from edgeclf.host.report.verdict import recommend
+from edgeclf.host.understand import compare
 from edgeclf.host.wording import at_most, size
 from edgeclf.runtime.latency import Machine
 

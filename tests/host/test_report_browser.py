@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from report_fakes import HOSTILE, comparison
 
-from edgeclf.host import report_html
 from edgeclf.host.plots import History
+from edgeclf.host.report import html as report_html
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -14,9 +14,10 @@ from report_fakes import HOSTILE, comparison
 
 from edgeclf.core.errors import DataError
 from edgeclf.core.results import Interval, Latency, Size
-from edgeclf.host import report_devices, report_html
-from edgeclf.host.comparison import Comparison
-from edgeclf.host.report_devices import Board, read_boards
+from edgeclf.host.report import devices as report_devices
+from edgeclf.host.report import html as report_html
+from edgeclf.host.report.comparison import Comparison
+from edgeclf.host.report.devices import Board, read_boards
 from edgeclf.runtime.device.device_report import Answered, DeviceReport, FileReport, StageTimes
 from edgeclf.runtime.latency import ColdStart, Machine, ThreadTiming
 

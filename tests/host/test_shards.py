@@ -21,15 +21,15 @@ from edgeclf.core.catalogue import from_arrays
 from edgeclf.core.errors import ConfigError, DataError, StorageError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import override
-from edgeclf.host import train as stage
-from edgeclf.host.batches import Share, _batches, training_batches
-from edgeclf.host.data import make_dataset, open_catalogue
+from edgeclf.host.data.batches import Share, _batches, training_batches
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
+from edgeclf.host.data.shards import stream
+from edgeclf.host.data.shards.place import place
+from edgeclf.host.data.shards.records import Records, open_shards
+from edgeclf.host.data.shards.stream import Draw
+from edgeclf.host.data.shards.write import shard
 from edgeclf.host.keras import tensorflow
-from edgeclf.host.shards import stream
-from edgeclf.host.shards.place import place
-from edgeclf.host.shards.records import Records, open_shards
-from edgeclf.host.shards.stream import Draw
-from edgeclf.host.shards.write import shard
+from edgeclf.host.train import train as stage
 
 SPEC = ImageSpec(12, 12)
 RECIPE = override(tiny_recipe(), image__colour="rgb")
@@ -454,7 +454,7 @@ def test_the_whole_way_from_shards_by_the_program(pictures, tmp_path, cli_here):
 
 def test_data_that_was_sharded_again_in_another_way_is_not_that_of_the_run(pictures, tmp_path):
     """Its test pictures would be among those that the run was trained on."""
-    from edgeclf.host.data import open_dataset
+    from edgeclf.host.data.dataset import open_dataset
 
     shard(catalogues.scan(pictures), SPEC, RECIPE.split, str(tmp_path / "s"), 2)
     run = stage.train(stage.start(override(RECIPE, training__epochs=1), str(tmp_path / "s"), tmp_path / "run"))

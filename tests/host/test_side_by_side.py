@@ -14,7 +14,7 @@ from edgeclf.core.catalogue import Catalogue, scan, split
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import ImageSpec, Pixels
 from edgeclf.core.results import Size
-from edgeclf.host.side_by_side import Entrant, common_held_out, compare_models, enter, pairwise
+from edgeclf.host.report.side_by_side import Entrant, common_held_out, compare_models, enter, pairwise
 from edgeclf.runtime.engine import Scores
 
 LABELS = ("dark", "light")

@@ -13,8 +13,8 @@ import pytest
 from edgeclf.core.bundle import attach, read_bundle
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.image import ImageSpec, prepare
-from edgeclf.host import snippets
-from edgeclf.host.snippets import folder_of, phones_refuse, write
+from edgeclf.host.export import snippets
+from edgeclf.host.export.snippets import folder_of, phones_refuse, write
 from edgeclf.runtime.engine import input_table
 
 PICTURES = ("red-square.png", "green-disc.png", "blue-cross.png", "yellow-bars.png", "exif-rotated.jpg")

@@ -5,7 +5,7 @@ import pytest
 
 from edgeclf.core.errors import QualityError
 from edgeclf.core.tflite import read_model, scheme
-from edgeclf.host import quantize
+from edgeclf.host.export import quantize
 from edgeclf.host.inside import look_inside
 from edgeclf.host.keras import keras
 from edgeclf.runtime.engine import tflite_runtime

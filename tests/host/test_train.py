@@ -12,11 +12,12 @@ from edgeclf.core import files
 from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import ImageSpec
 from edgeclf.core.recipe import AugmentationSection, load_recipe, override
-from edgeclf.host import architectures, objective
-from edgeclf.host import train as stage
-from edgeclf.host.augment import augment, normalise
+from edgeclf.host import architectures
+from edgeclf.host.augment.augment import augment, normalise
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.run import open_run
+from edgeclf.host.train import objective
+from edgeclf.host.train import train as stage
 
 
 @pytest.fixture(scope="module")

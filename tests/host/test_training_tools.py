@@ -13,12 +13,13 @@ from tiny_runs import flat_weights, tiny_recipe
 
 from edgeclf.core.errors import ConfigError, EdgeclfError, StorageError
 from edgeclf.core.recipe import AdversarialSection, TrainingSection
-from edgeclf.host import adversarial, architectures, batch_search, checkpoint, distribute, muon, objective, precision
-from edgeclf.host import train as stage
-from edgeclf.host.batches import class_weights, training_batches
-from edgeclf.host.data import make_dataset, open_catalogue
-from edgeclf.host.fitting import Options
+from edgeclf.host import architectures
+from edgeclf.host.data.batches import class_weights, training_batches
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
 from edgeclf.host.keras import tensorflow
+from edgeclf.host.train import adversarial, batch_search, checkpoint, distribute, muon, objective, precision
+from edgeclf.host.train import train as stage
+from edgeclf.host.train.fitting import Options
 
 SPLIT = {"seed": 1, "val": 0.1, "val_pictures": 2000, "test": 0.15}
 

@@ -13,13 +13,14 @@ import pytest
 
 from edgeclf.core.errors import ConfigError, ModelError
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import architectures, transfer, weight_files, weights
-from edgeclf.host import train as stage
+from edgeclf.host import architectures
 from edgeclf.host.architectures.backbones import SYMMETRIC
-from edgeclf.host.augment import normalise
-from edgeclf.host.data import make_dataset, open_catalogue
-from edgeclf.host.fitting import Options
+from edgeclf.host.augment.augment import normalise
+from edgeclf.host.data.dataset import make_dataset, open_catalogue
 from edgeclf.host.keras import keras
+from edgeclf.host.train import train as stage
+from edgeclf.host.train import transfer, weight_files, weights
+from edgeclf.host.train.fitting import Options
 
 SIDE, NAME = 32, "mobilenet-v1-0.25"
 

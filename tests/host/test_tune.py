@@ -13,12 +13,13 @@ import pytest
 from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, EdgeclfError, MissingExtra, StorageError
 from edgeclf.core.recipe import load_recipe, override
-from edgeclf.host import search_space, tune, tune_files
 from edgeclf.host.architectures import BUILDERS
-from edgeclf.host.checkpoint import State
-from edgeclf.host.fitting import Listeners
-from edgeclf.host.search_space import Choice, recipe_at, space
-from edgeclf.host.study import DATABASE, Trial, open_study
+from edgeclf.host.train.checkpoint import State
+from edgeclf.host.train.fitting import Listeners
+from edgeclf.host.tune import files as tune_files
+from edgeclf.host.tune import search_space, tune
+from edgeclf.host.tune.search_space import Choice, recipe_at, space
+from edgeclf.host.tune.study import DATABASE, Trial, open_study
 
 pytest.importorskip("optuna")
 

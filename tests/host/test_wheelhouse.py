@@ -17,9 +17,10 @@ import pytest
 from edgeclf.core import config
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.live_settings import LiveSettings
-from edgeclf.host import deploy_unit, wheelhouse
-from edgeclf.host.deploy_wheel import packed
-from edgeclf.host.wheelhouse import Target
+from edgeclf.host.deploy import unit as deploy_unit
+from edgeclf.host.deploy import wheelhouse
+from edgeclf.host.deploy.wheel import packed
+from edgeclf.host.deploy.wheelhouse import Target
 
 Cli = Callable[..., Any]
 MOST_EXPOSED = 2.0  # as `systemd-analyze security` counts, 0 to 10; the unit had 1.8 when this was written

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from edgeclf.host.emulate import PYTHONS, default_home
+from edgeclf.host.report.emulate import PYTHONS, default_home
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE.parent.parent / "locks" / "base.lock"

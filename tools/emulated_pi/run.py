@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from edgeclf.core.errors import MissingExtra
-from edgeclf.host.emulate import QEMU_CPUS, command, default_home, environment
+from edgeclf.host.report.emulate import QEMU_CPUS, command, default_home, environment
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STARTUP = 'import os, sys\n\nsys.executable = os.environ["EMULATED_PYTHON"]\n'

@@ -9,13 +9,13 @@ from typing import Any
 
 from edgeclf.core.errors import ConfigError
 from edgeclf.core.recipe import Recipe
-from edgeclf.host import custom
 from edgeclf.host.architectures import backbones
 from edgeclf.host.architectures.alexnet import alexnet, alexnet_small
 from edgeclf.host.architectures.cnn import cnn2, cnn3
 from edgeclf.host.architectures.compact import compact
 from edgeclf.host.architectures.efficientnet_lite import efficientnet_lite0
 from edgeclf.host.architectures.resnet8 import resnet8
+from edgeclf.host.train import custom
 
 BUILDERS: dict[str, Callable[..., Any]] = {
     "alexnet": alexnet,

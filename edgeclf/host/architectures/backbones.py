@@ -1,10 +1,10 @@
 """Networks that others have trained on ImageNet, from `tf_keras.applications`, with a new head.
 
 Each was trained on pixels of its own normalisation (`WANTED`). The house gives (pixel - 128) / 128 to every network, so the
-difference is put into the first convolution and its batch normalisation when weights are loaded (`host/weight_files.py`), where
-it costs nothing. Zero padding must then still mean what it meant. For networks that take x/127.5 - 1 it does, to half a grey
-level. For the others it does not, so they begin with the layer `centre`, which moves the padding's colour to zero; they are
-large, and it is less than a thousandth of their work.
+difference is put into the first convolution and its batch normalisation when weights are loaded
+(`host/train/weight_files.py`), where it costs nothing. Zero padding must then still mean what it meant. For networks that take
+x/127.5 - 1 it does, to half a grey level. For the others it does not, so they begin with the layer `centre`, which moves the
+padding's colour to zero; they are large, and it is less than a thousandth of their work.
 """
 
 from __future__ import annotations

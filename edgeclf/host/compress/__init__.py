@@ -1,0 +1,1 @@
+"""Compression: a smaller network, trained on, from a trained one."""

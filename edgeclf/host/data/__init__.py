@@ -1,0 +1,1 @@
+"""Data sets: found, read, cached, sharded, drawn, and what is in them."""

@@ -1,0 +1,1 @@
+"""Export: deployable files, made, guarded and checked."""

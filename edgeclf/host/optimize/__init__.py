@@ -1,0 +1,1 @@
+"""Optimize: the best file for a board, among many that are made and measured."""

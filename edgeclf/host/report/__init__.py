@@ -1,0 +1,1 @@
+"""The report: every file measured beside the full model."""

@@ -1,0 +1,1 @@
+"""Choosing: recipes, folds and files, by many trials."""

@@ -1,0 +1,1 @@
+"""What a model knows, looks at, and gets wrong."""
