@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from edgeclf.host.run import Run
     from edgeclf.host.train.checkpoint import OnEpoch
     from edgeclf.host.train.train import Job
-    from edgeclf.host.train.train_ray import Work
-    from edgeclf.host.train.train_ray import Workers as RayWorkers
+    from edgeclf.host.train.train_ray import Scaling, Work
 
 
 def train(
@@ -132,12 +131,12 @@ def train(
     _tell(run, as_json)
 
 
-def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int | None, gpus: float | None) -> RayWorkers | None:
+def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int | None, gpus: float | None) -> Scaling | None:
     """The workers that were asked for; None for this process. Raises ConfigError for an option that would have no effect."""
     if engine == "ray":
-        from edgeclf.host.train.train_ray import Workers
+        from edgeclf.host.train.train_ray import Scaling
 
-        return Workers(count or 2, address, cpus or 1, gpus or 0.0)
+        return Scaling(count or 2, address, cpus or 1, gpus or 0.0)
     given = {"--workers": count, "--address": address, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
     for option, value in given.items():
         if value is not None:
@@ -145,7 +144,7 @@ def _ray_workers(engine: str, count: int | None, address: str | None, cpus: int 
     return None
 
 
-def _on_ray(work: Work, workers: RayWorkers, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> None:
+def _on_ray(work: Work, workers: Scaling, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> None:
     from edgeclf.host.train import logs, train_ray
 
     recipe = train_ray.recipe_of(work)

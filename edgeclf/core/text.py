@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 
 _USER = re.compile(r"://(?:[^\s/?#@:]*:(?=\S)(?:(?!://)[^\n])*@|\S*@)")
+_DENIED = re.compile(  # as Arrow, botocore and fsspec say it
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403|Forbidden"
+)
 _STEERING = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control characters, broken encoding, line and paragraph ends
 
 
@@ -41,3 +44,11 @@ def redacted(text: str) -> str:
 def one_line(text: str, most: int = 300) -> str:
     """`text` of another program for a message: the first `most` characters, in one line, without secrets."""
     return printable(" ".join(redacted(text).split()))[:most]
+
+
+def refusal(error: Exception) -> str:
+    """Why a disk, or object storage here or far, refused: in one line, without secrets."""
+    text = str(getattr(error, "strerror", None) or error)
+    if _DENIED.search(text):
+        return "access is denied; check the credentials and the bucket's rules"
+    return one_line(text) or type(error).__name__

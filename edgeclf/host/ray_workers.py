@@ -35,9 +35,9 @@ class Workers:
         """`function`, which a worker imports by its name, as `task.remote(…)`; run again where its worker is lost."""
         return self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(function)
 
-    def place(self) -> Place:
+    def setting(self) -> Setting:
         """What each piece of work is given."""
-        return Place.here(self.cpus, self.gpus)
+        return Setting.here(self.cpus, self.gpus)
 
     def result(self, reference: Any, what: str) -> Any:
         """What a task came to; raises what it raised, and ClusterError, naming `what`, when its worker was lost too often."""
@@ -60,7 +60,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Place:
+class Setting:
     """Where and with what a worker works. `folder` and `command` are the driver's: paths and provenance mean the same."""
 
     folder: str
@@ -69,7 +69,7 @@ class Place:
     gpus: float = 0.0
 
     @classmethod
-    def here(cls, cpus: int, gpus: float) -> Place:
+    def here(cls, cpus: int, gpus: float) -> Setting:
         """That of this process, which is the driver."""
         return cls(str(Path.cwd()), tuple(sys.argv), cpus, gpus)
 

@@ -22,7 +22,7 @@ from edgeclf.core import config
 from edgeclf.core.errors import ClusterError, ConfigError, EdgeclfError, StorageError
 from edgeclf.core.recipe import load_recipe, override
 from edgeclf.host.optimize import optimize, ray_optimize
-from edgeclf.host.ray_workers import Place, Workers, slots, workers
+from edgeclf.host.ray_workers import Setting, Workers, slots, workers
 from edgeclf.host.tune import crossval, ray_folds, ray_tune, tune
 from edgeclf.host.tune import files as tune_files
 from edgeclf.host.tune.study import DATABASE, Trial, free_number, open_study
@@ -131,11 +131,11 @@ def test_a_worker_keeps_to_its_cpus_and_works_where_the_driver_does(tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["worker"])
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PYTHON_CPU_COUNT", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "99")
-    Place(str(tmp_path), ("edgeclf", "tune"), 3).settle(tmp_path)
+    Setting(str(tmp_path), ("edgeclf", "tune"), 3).settle(tmp_path)
     assert (Path.cwd(), sys.argv, cores(), os.environ["TF_NUM_INTRAOP_THREADS"]) == (tmp_path, ["edgeclf", "tune"], 3, "3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     with pytest.raises(StorageError, match=r"results: is not there on .*; put it on a disk that all machines see"):
-        Place(str(tmp_path), ("edgeclf",), 1).settle(tmp_path / "results")
+        Setting(str(tmp_path), ("edgeclf",), 1).settle(tmp_path / "results")
 
 
 def test_numbers_fill_the_gaps_that_trials_side_by_side_leave():
@@ -158,7 +158,7 @@ def test_folds_under_way_count_with_the_epochs_of_their_histories(tmp_path, monk
     trained, heard, seen = [], [], []
     monkeypatch.setattr(ray_folds, "_plan", lambda folder: "plan")
     monkeypatch.setattr(crossval, "trained", lambda plan, number: trained.append(number))
-    monkeypatch.setattr(Place, "settle", lambda place, results: None)
+    monkeypatch.setattr(Setting, "settle", lambda place, results: None)
     (tmp_path / ".fold-3").mkdir()
     (tmp_path / ".fold-3" / "history.csv").write_text("epoch\n1\n2\n")
     section = types.SimpleNamespace(training=types.SimpleNamespace(epochs=4))

@@ -24,7 +24,7 @@ from edgeclf.host.data.shards.write import shard
 from edgeclf.host.run import open_run
 from edgeclf.host.train import train_ray
 from edgeclf.host.train.fitting import Options
-from edgeclf.host.train.train_ray import Workers
+from edgeclf.host.train.train_ray import Scaling
 
 EPOCHS = 6
 RECIPE = override(tiny_recipe(), image__colour="rgb", training__epochs=EPOCHS, training__batch_size=8)
@@ -81,7 +81,7 @@ def _kill_one_after_the_first_epoch(folder, killed):
 
 def test_a_killed_worker_is_started_again_and_the_training_ends(ray, sharded, tmp_path):
     """All go on from the last checkpoint: each epoch stands in the history once, and all workers hold the same weights."""
-    workers, told, killed = Workers(2), [], []
+    workers, told, killed = Scaling(2), [], []
     work = train_ray.prepared(RECIPE, str(sharded), tmp_path / "run", Options(), workers)
     killer = threading.Thread(target=_kill_one_after_the_first_epoch, args=(work.folder, killed))
     killer.start()
@@ -99,7 +99,7 @@ def test_a_killed_worker_is_started_again_and_the_training_ends(ray, sharded, tm
 
 def test_more_workers_than_the_cluster_has_room_for(ray, sharded, tmp_path):
     """Ray itself would wait for them."""
-    workers = Workers(4)
+    workers = Scaling(4)
     work = train_ray.prepared(RECIPE, str(sharded), tmp_path / "run", Options(), workers)
     with pytest.raises(ConfigError, match="--workers 4: this cluster has room for 2 of them, of 1 CPUs each"):
         train_ray.train(work, workers)
@@ -108,16 +108,16 @@ def test_more_workers_than_the_cluster_has_room_for(ray, sharded, tmp_path):
 def test_bad_input_is_found_before_ray_starts(sharded, tmp_path):
     """Pictures of another size, a batch that cannot be divided, a folder that is taken or was started in another way."""
     with pytest.raises(DataError, match="are 12x12 stretch rgb, the network takes 32x32"):
-        train_ray.prepared(override(RECIPE, image__size=32), str(sharded), tmp_path / "a", Options(), Workers(2))
+        train_ray.prepared(override(RECIPE, image__size=32), str(sharded), tmp_path / "a", Options(), Scaling(2))
     with pytest.raises(ConfigError, match="batch size 8: cannot be divided among 3 workers"):
-        train_ray.prepared(RECIPE, str(sharded), tmp_path / "a", Options(), Workers(3))
+        train_ray.prepared(RECIPE, str(sharded), tmp_path / "a", Options(), Scaling(3))
     assert not (tmp_path / "a").exists()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "started.json").write_text('{"data": "x", "fingerprint": "x", "split": {}}')
     with pytest.raises(ConfigError, match="already holds an interrupted run"):
-        train_ray.prepared(RECIPE, str(sharded), tmp_path / "b", Options(), Workers(2))
+        train_ray.prepared(RECIPE, str(sharded), tmp_path / "b", Options(), Scaling(2))
     with pytest.raises(ConfigError, match="was started on one machine; go on without --engine ray"):
-        train_ray.interrupted(tmp_path / "b", Workers(2))
+        train_ray.interrupted(tmp_path / "b", Scaling(2))
 
 
 def test_options_about_ray_need_the_engine(cli_here, sharded, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from itertools import islice
 
@@ -506,6 +507,29 @@ def test_shards_in_object_storage_are_those_of_a_folder(pictures, sharded, bucke
     assert run.data == address
 
 
+def test_a_bucket_without_permission_is_one_line(pictures, bucket, cli_here, tmp_path):
+    """For reading and for writing."""
+    _permission_after(b"0")
+    try:
+        reading = cli_here("train", "compact", f"{bucket}/birds/small", cwd=tmp_path)
+        writing = cli_here("data", "shard", pictures, "--out", f"{bucket}/other", "--image-size", "12", cwd=tmp_path)
+    finally:
+        _permission_after(b"inf")
+    assert reading.code == 5, reading.text
+    for answer in (reading, writing):
+        told = [line for line in answer.stderr.splitlines() if line.startswith("edgeclf:")]
+        assert len(told) == 1, answer.stderr
+        assert "s3://pictures/" in told[0]
+        assert "access is denied; check the credentials" in told[0]
+
+
+def _permission_after(requests):
+    """Let the server ask for permission after so many requests."""
+    address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    asked = urllib.request.Request(address, data=requests, headers={"Content-Type": "text/plain"}, method="POST")
+    urllib.request.urlopen(asked, timeout=10).read()
+
+
 def test_object_storage_that_refuses(pictures, bucket, cli_here, tmp_path):
     """One line each; a key in the address is neither used nor shown."""
     missing = cli_here("train", "compact", f"{bucket}/nothing/here", cwd=tmp_path)
@@ -515,7 +539,7 @@ def test_object_storage_that_refuses(pictures, bucket, cli_here, tmp_path):
     secret = cli_here("train", "compact", "s3://ann:hunter2@pictures/x", cwd=tmp_path)
     assert (secret.code, "hunter2" in secret.text, "AWS_ACCESS_KEY_ID" in secret.stderr) == (2, False, True)
     unknown = cli_here("train", "compact", "gopher://pictures/x", cwd=tmp_path)
-    assert (unknown.code, "gopher://pictures/x" in unknown.stderr) == (2, True), unknown.text
+    assert (unknown.code, "gopher://pictures/x: this address cannot be used" in unknown.stderr) == (5, True), unknown.text
     for answer in (missing, absent, secret, unknown):
         assert len([line for line in answer.stderr.splitlines() if line.startswith("edgeclf:")]) == 1, answer.stderr
 

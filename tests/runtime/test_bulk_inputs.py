@@ -18,9 +18,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from edgeclf.core.errors import DataError
+from edgeclf.core.text import refusal
 from edgeclf.runtime.bulk import inputs, job
 from edgeclf.runtime.bulk.inputs import FILE, STREAM, TABLE, Item, listing
-from edgeclf.runtime.bulk.places import Place, place, reason, shown
+from edgeclf.runtime.bulk.places import Place, place, shown
 from edgeclf.runtime.bulk.reading import Reader
 
 
@@ -220,7 +221,7 @@ def test_an_address_shows_neither_secrets_nor_options() -> None:
     found = place(url)
     assert (found.path, str(found), shown(url)) == ("bucket/folder", "s3://bucket/folder", "s3://bucket/folder")
     assert "cret" not in repr(found) + str(found / "x.png")
-    assert "cret" not in reason(OSError(f"cannot open {url}"))
+    assert "cret" not in refusal(OSError(f"cannot open {url}"))
 
 
 def test_an_address_that_no_filesystem_takes_is_refused() -> None:

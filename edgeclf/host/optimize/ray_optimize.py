@@ -18,7 +18,7 @@ from edgeclf.host.optimize import trial as optimize_trial
 from edgeclf.host.optimize.space import Configuration, Network
 from edgeclf.host.optimize.study import Trial
 from edgeclf.host.optimize.trial import Bench, Made
-from edgeclf.host.ray_workers import Place, Workers
+from edgeclf.host.ray_workers import Setting, Workers
 from edgeclf.host.run import CARD, open_run
 from edgeclf.host.tune.study import Asked
 
@@ -58,7 +58,7 @@ def _outcomes(session: stage.Session, batch: Sequence[Asked[Configuration]], wor
     """What came of each, with its structure timed once all are made."""
     _train(session, batch, workers)
     task, search, failed = workers.task(make), session.search, session.benches.failed
-    calls = {asked.number: (search, asked.proposal, workers.place()) for asked in batch if asked.proposal.network not in failed}
+    calls = {asked.number: (search, asked.proposal, workers.setting()) for asked in batch if asked.proposal.network not in failed}
     made = _gather(task, calls, workers, "file")
     outcomes: list[Outcome] = [made.get(asked.number) or failed[asked.proposal.network] for asked in batch]
     for outcome in outcomes:
@@ -81,7 +81,7 @@ def _train(session: stage.Session, batch: Sequence[Asked[Configuration]], worker
     ]
     for network in missing:
         session.watch.on_network(network)
-    done = _gather(workers.task(train), {n: (search, n, workers.place()) for n in missing}, workers, "network")
+    done = _gather(workers.task(train), {n: (search, n, workers.setting()) for n in missing}, workers, "network")
     failed.update({network: error for network, error in done.items() if isinstance(error, EdgeclfError)})
 
 
@@ -102,15 +102,15 @@ def _gather(task: Any, calls: dict[Any, tuple[Any, ...]], workers: Workers, what
     return found
 
 
-def train(search: stage.Search, network: Network, place: Place) -> None:
+def train(search: stage.Search, network: Network, setting: Setting) -> None:
     """One network, in a worker; it goes on where a lost one stopped."""
-    place.settle(search.folder)
+    setting.settle(search.folder)
     search.network(network, stage.Watch())
 
 
-def make(search: stage.Search, wanted: Configuration, place: Place) -> tuple[Made, float]:
+def make(search: stage.Search, wanted: Configuration, setting: Setting) -> tuple[Made, float]:
     """One file, in a worker."""
-    place.settle(search.folder)
+    setting.settle(search.folder)
     began = time.monotonic()
     run = search.folder_of(wanted.network) if wanted.network.name else search.run.folder
     made = optimize_trial.make(_bench(run.resolve(), search.io), wanted, search.folder / stage.STRUCTURES)

@@ -19,7 +19,7 @@ from edgeclf.host.data.batches import check_shares
 from edgeclf.host.data.dataset import ingest, open_catalogue, place_of
 from edgeclf.host.data.shards.records import records_of
 from edgeclf.host.keras import ENVIRONMENT, tensorflow
-from edgeclf.host.ray_workers import RETRIES, Place, room
+from edgeclf.host.ray_workers import RETRIES, Setting, room
 from edgeclf.host.run import CARD, HISTORY, RECIPE, STARTED, Run, open_run
 from edgeclf.host.train import distribute
 from edgeclf.host.train import train as stage
@@ -32,7 +32,7 @@ LOOK_S = 0.5  # between two looks at the history
 
 
 @dataclass(frozen=True)
-class Workers:
+class Scaling:
     """How many processes train together, and what each may use; `address` is the cluster's, None starts one here."""
 
     count: int
@@ -46,13 +46,13 @@ class Work:
     """What every worker is given. `folder` must lie on a disk that all machines share; `recipe` and `data` None to go on."""
 
     folder: Path
-    place: Place
+    setting: Setting
     options: Options
     recipe: Recipe | None = None
     data: str | None = None
 
 
-def prepared(recipe: Recipe, data: str, folder: Path | None, options: Options, workers: Workers) -> Work:
+def prepared(recipe: Recipe, data: str, folder: Path | None, options: Options, workers: Scaling) -> Work:
     """A new training, its run folder chosen and made; bad input is found here, before Ray starts. Raises as `train.start`."""
     catalogue = open_catalogue(data)
     if records_of(catalogue):
@@ -62,16 +62,16 @@ def prepared(recipe: Recipe, data: str, folder: Path | None, options: Options, w
         stage.check_free(folder)
     folder = folder or stage.new_folder(f"{recipe.name}-{stage.data_name(data)}")
     options = replace(options, strategy="multi-worker")
-    return Work(folder.resolve(), Place.here(workers.cpus, workers.gpus), options, recipe, place_of(data))
+    return Work(folder.resolve(), Setting.here(workers.cpus, workers.gpus), options, recipe, place_of(data))
 
 
-def interrupted(folder: Path | None, workers: Workers) -> Work:
+def interrupted(folder: Path | None, workers: Scaling) -> Work:
     """The interrupted training in `folder`, to go on with. Raises ConfigError as `train.resume` does."""
     folder = stage.interrupted(folder)
     options = stage.read_options(folder)
     if options.strategy != "multi-worker":
         raise ConfigError(f"{folder}: was started on one machine; go on without --engine ray")
-    return Work(folder.resolve(), Place.here(workers.cpus, workers.gpus), options)
+    return Work(folder.resolve(), Setting.here(workers.cpus, workers.gpus), options)
 
 
 def recipe_of(work: Work) -> Recipe:
@@ -79,7 +79,7 @@ def recipe_of(work: Work) -> Recipe:
     return work.recipe or read_recipe(work.folder / RECIPE)
 
 
-def train(work: Work, workers: Workers, on_epoch: OnEpoch | None = None) -> Run:
+def train(work: Work, workers: Scaling, on_epoch: OnEpoch | None = None) -> Run:
     """Run the training on the cluster to its end; `on_epoch` as in `train.train`.
 
     A lost worker ends the others too, and all go on from the last checkpoint, three times at most. Raises ClusterError when
@@ -104,7 +104,7 @@ def train(work: Work, workers: Workers, on_epoch: OnEpoch | None = None) -> Run:
     return open_run(work.folder)
 
 
-def _trainer(work: Work, workers: Workers) -> Any:
+def _trainer(work: Work, workers: Scaling) -> Any:
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
 
@@ -126,7 +126,7 @@ def _trainer(work: Work, workers: Workers) -> Any:
 def run_worker(config: dict[str, Any]) -> None:
     """One worker, from the start or from the checkpoint; Ray Train has set TF_CONFIG."""
     work: Work = config["work"]
-    work.place.settle(work.folder)
+    work.setting.settle(work.folder)
     if (work.folder / CARD).exists():
         return
     if (stage.of_worker(work.folder, distribute.worker("multi-worker")) / STARTED).exists():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeclf.core.progress import Report
-from edgeclf.host.ray_workers import Place, Workers
+from edgeclf.host.ray_workers import Setting, Workers
 from edgeclf.host.run import HISTORY
 from edgeclf.host.tune import crossval as stage
 
@@ -22,7 +22,7 @@ def side_by_side(
     Workers need the folder of the cross-validation and its pictures under the same paths as here.
     """
     task, folder, left = workers.task(train), plan.folder.resolve(), set(numbers)
-    running = {task.remote(folder, number, workers.place()): number for number in numbers}
+    running = {task.remote(folder, number, workers.setting()): number for number in numbers}
     with workers.cancelling(running):
         while running:
             ready, _ = workers.ray.wait(list(running), timeout=POLL_S)
@@ -35,9 +35,9 @@ def side_by_side(
                 _tell_progress(plan, left, on_epoch)
 
 
-def train(folder: Path, number: int, place: Place) -> None:
+def train(folder: Path, number: int, setting: Setting) -> None:
     """One fold, in a worker."""
-    place.settle(folder)
+    setting.settle(folder)
     stage.trained(_plan(folder), number)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from edgeclf.core.errors import ClusterError, EdgeclfError, MissingExtra
 from edgeclf.core.recipe import Recipe
 from edgeclf.host.quiet import hushed
-from edgeclf.host.ray_workers import RETRIES, Place, Workers, lost
+from edgeclf.host.ray_workers import RETRIES, Setting, Workers, lost
 from edgeclf.host.train.checkpoint import Row
 from edgeclf.host.tune import tune as stage
 from edgeclf.host.tune.study import PRUNED_FROM, Asked, Trial
@@ -84,8 +84,8 @@ class _Driver:
     def propose(self, name: str) -> dict[str, Any]:
         asked = self.search.ask([other.number for other in self.asked.values()])
         self.asked[name], self.epochs[name] = asked, 0
-        folder, place = str(self.search.tuning.folder.resolve()), self.workers.place()
-        return {"number": asked.number, "recipe": asked.proposal, "folder": folder, "place": place}
+        folder, setting = str(self.search.tuning.folder.resolve()), self.workers.setting()
+        return {"number": asked.number, "recipe": asked.proposal, "folder": folder, "setting": setting}
 
     def note(self, name: str, result: dict[str, Any]) -> None:
         """An epoch, or an error that no other trial would mend. After a lost worker, epochs come again."""
@@ -225,7 +225,7 @@ def train(config: dict[str, Any]) -> None:
     """One trial, in a worker: every epoch is reported, and Ray Tune ends this thread inside `report` when it is given up."""
     from ray.tune import report
 
-    place: Place = config["place"]
+    setting: Setting = config["setting"]
     folder = Path(config["folder"])
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = UNWIND_S
 
@@ -234,7 +234,7 @@ def train(config: dict[str, Any]) -> None:
             report({EPOCH: len(rows), METRIC: rows[-1]["val_accuracy"], TRIAL: so_far})
 
     try:
-        place.settle(folder)
+        setting.settle(folder)
         trial = stage.attempt(config["number"], config["recipe"], _tuning(folder), after_epoch)
     except EdgeclfError as error:
         report({EPOCH: 0, METRIC: 0.0, RAISED: error})

@@ -26,9 +26,10 @@ from pyarrow import parquet
 from edgeclf.core.bundle import parse_bundle
 from edgeclf.core.errors import ConfigError, StorageError
 from edgeclf.core.files import locked
+from edgeclf.core.text import refusal
 from edgeclf.runtime.bulk.answering import answer
 from edgeclf.runtime.bulk.inputs import SCHEMA, STREAM, TABLE, Item, batch_of, items_of, listing
-from edgeclf.runtime.bulk.places import REFUSALS, UNFINISHED, Place, place, reason, shown
+from edgeclf.runtime.bulk.places import REFUSALS, UNFINISHED, Place, place, shown
 from edgeclf.runtime.bulk.reading import Reader
 from edgeclf.runtime.classifier import from_bundle
 from edgeclf.runtime.engine import Normalize
@@ -84,7 +85,7 @@ class Job:
                 return rows, sum(rows - opened.metadata.row_group(i).column(column).statistics.null_count for i in groups)
         except (*REFUSALS, AttributeError) as error:
             raise StorageError(
-                f"{self.out / _part_name(number)}: cannot be read back: {reason(error)}; remove it, and it is made again"
+                f"{self.out / _part_name(number)}: cannot be read back: {refusal(error)}; remove it, and it is made again"
             ) from error
 
 
@@ -110,7 +111,7 @@ class Worker:
                 self._items = part, items_of(self._listing.read_row_group(part, use_threads=False))
             except REFUSALS as error:
                 raise StorageError(
-                    f"{self._request.out / LISTING}: cannot be read: {reason(error)}; every machine must see the output folder"
+                    f"{self._request.out / LISTING}: cannot be read: {refusal(error)}; every machine must see the output folder"
                 ) from error
         return answer(self._classifier, self._reader.pictures(self._items[1], start, stop), self._request.top)
 
@@ -187,7 +188,7 @@ def _names(out: Place) -> set[str]:
     try:
         return {info.base_name for info in out.below() if info.base_name}
     except REFUSALS as error:
-        raise StorageError(f"{out}: cannot be used: {reason(error)}") from error
+        raise StorageError(f"{out}: cannot be used: {refusal(error)}") from error
 
 
 def _is_ours(name: str) -> bool:
@@ -199,7 +200,7 @@ def _manifest(out: Place) -> dict[str, Any]:
         found = json.loads((out / MANIFEST).read())
         found["model"]["sha256"], found["inputs"]["sha256"], found["inputs"]["pictures"], found["options"]
     except REFUSALS as error:
-        raise StorageError(f"{out / MANIFEST}: cannot be read: {reason(error)}") from error
+        raise StorageError(f"{out / MANIFEST}: cannot be read: {refusal(error)}") from error
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{out / MANIFEST}: is no manifest of classify; choose another --out") from error
     return found  # type: ignore[no-any-return]

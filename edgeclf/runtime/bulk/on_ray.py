@@ -12,10 +12,10 @@ from typing import Any
 
 from edgeclf.core import errors
 from edgeclf.core.errors import ClusterError, EdgeclfError, StorageError
-from edgeclf.core.text import printable
+from edgeclf.core.text import printable, refusal
 from edgeclf.runtime.bulk.job import MODEL, Job, Request, Worker, write_part
 from edgeclf.runtime.bulk.local import Answered, Finished, slices
-from edgeclf.runtime.bulk.places import REFUSALS, reason
+from edgeclf.runtime.bulk.places import REFUSALS
 from edgeclf.runtime.cluster import connect
 
 MOST_TASKS = 10_000  # of Ray's; beyond it each takes several parts
@@ -57,7 +57,7 @@ def _model(request: Request) -> bytes:
         data = (request.out / MODEL).read()
     except REFUSALS as error:
         raise StorageError(
-            f"{request.out / MODEL}: cannot be read on {here}: {reason(error)}; give an --out that every machine sees"
+            f"{request.out / MODEL}: cannot be read on {here}: {refusal(error)}; give an --out that every machine sees"
         ) from error
     if hashlib.sha256(data).hexdigest() != request.model_sha256:
         raise StorageError(f"{request.out / MODEL}: is not the model of this job on {here}")

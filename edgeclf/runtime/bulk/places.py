@@ -13,7 +13,7 @@ from pyarrow import ArrowException, fs
 
 from edgeclf.core.errors import DataError, StorageError
 from edgeclf.core.files import write_bytes
-from edgeclf.core.text import printable, redacted
+from edgeclf.core.text import printable, redacted, refusal
 
 _SCHEME = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 UNFINISHED = ".unfinished"  # of hidden files; a reader that takes *.parquet must not see them
@@ -75,14 +75,14 @@ class Place:
             with self.system.open_output_stream(self.path) as file:
                 file.write(data)
         except REFUSALS as error:
-            raise StorageError(f"{self}: cannot write: {reason(error)}") from error
+            raise StorageError(f"{self}: cannot write: {refusal(error)}") from error
 
     def remove(self) -> None:
         """Raises StorageError."""
         try:
             self.system.delete_file(self.path)
         except REFUSALS as error:
-            raise StorageError(f"{self}: cannot be removed: {reason(error)}") from error
+            raise StorageError(f"{self}: cannot be removed: {refusal(error)}") from error
 
 
 def place(text: str) -> Place:
@@ -93,7 +93,7 @@ def place(text: str) -> Place:
     try:
         path = fs.FileSystem.from_uri(text)[1] if _is_pyarrows(text) else fsspec.core.url_to_fs(text)[1]
     except REFUSALS as error:
-        raise DataError(f"{shown(text)}: this address cannot be used: {reason(error)}") from error
+        raise DataError(f"{shown(text)}: this address cannot be used: {refusal(error)}") from error
     if found["scheme"] == "file":
         return Place(path)
     where, mark, options = found["rest"].partition("?")
@@ -120,17 +120,7 @@ def _system(root: str) -> fs.FileSystem:
 
 def unreadable(where: object, error: Exception) -> DataError:
     """The DataError for an input that a filesystem refuses."""
-    return DataError(f"{where}: cannot be read: {reason(error)}")
-
-
-def reason(error: Exception) -> str:
-    """Why a filesystem refused, in one line without secrets."""
-    text = " ".join(redacted(str(getattr(error, "strerror", None) or error)).split())
-    if re.search(
-        r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403|Forbidden", text
-    ):
-        return "access is denied; check the credentials and the bucket's rules"
-    return printable(text[:300]) or type(error).__name__
+    return DataError(f"{where}: cannot be read: {refusal(error)}")
 
 
 def shown(text: str) -> str:

@@ -15,8 +15,9 @@ from pyarrow import parquet
 from edgeclf.core import archive
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import EXTENSIONS, MAX_ENCODED_BYTES, picture_bytes
+from edgeclf.core.text import refusal
 from edgeclf.runtime.bulk.inputs import FILE, STREAM, TABLE, ZIP, Item, picture_column, suffix_of
-from edgeclf.runtime.bulk.places import REFUSALS, Place, place, reason, shown, unreadable
+from edgeclf.runtime.bulk.places import REFUSALS, Place, place, shown, unreadable
 
 Picture: TypeAlias = tuple[str, bytes | DataError]
 """What results call it, and its encoded bytes or why there are none."""
@@ -143,7 +144,7 @@ class Reader:
                     if _is_picture(member):
                         yield _member(shard, opened, member)
         except (tarfile.TarError, EOFError, DataError, *REFUSALS) as error:
-            yield _told(str(shard)), DataError(f"{shard}: cannot be read to its end as a plain .tar: {reason(error)}")
+            yield _told(str(shard)), DataError(f"{shard}: cannot be read to its end as a plain .tar: {refusal(error)}")
 
 
 def _is_picture(member: tarfile.TarInfo) -> bool:

@@ -20,7 +20,7 @@ from edgeclf.core import config, files
 from edgeclf.core.catalogue import SPLITS
 from edgeclf.core.errors import ConfigError, DataError
 from edgeclf.core.image import ImageSpec
-from edgeclf.host.data.shards.place import Place
+from edgeclf.host.data.shards.place import ShardFolder
 
 INDEX, RECORDS, PICTURES, NAMES = "index.json", "records.npy", "pictures.npy", "names.txt"
 TABLES = RECORDS, PICTURES, NAMES
@@ -77,7 +77,7 @@ class Header:
 class Index:
     """A whole, checked index. `firsts` is int64 (shards + 1,): the row of each shard's first record, and their number."""
 
-    place: Place
+    place: ShardFolder
     header: Header
     records: Table
     pictures: Table
@@ -109,7 +109,7 @@ def is_sharded(folder: Path) -> bool:
         return False
 
 
-def read_index(place: Place) -> Index:
+def read_index(place: ShardFolder) -> Index:
     """The index at a place, checked against itself and the sizes of its shards. Raises DataError, naming the file."""
     sizes = place.sizes()
     header, digest = _header(place, sizes)
@@ -122,7 +122,7 @@ def read_index(place: Place) -> Index:
     return found
 
 
-def _header(place: Place, sizes: dict[str, int]) -> tuple[Header, str]:
+def _header(place: ShardFolder, sizes: dict[str, int]) -> tuple[Header, str]:
     where = place.where(INDEX)
     if INDEX not in sizes:
         raise DataError(f"{where}: not found; make shards of pictures with: edgeclf data shard DATA --out {place.address}")
@@ -141,7 +141,7 @@ def _header(place: Place, sizes: dict[str, int]) -> tuple[Header, str]:
         raise DataError(f"{where}: is damaged ({' '.join(str(error).split())[:200]}); shard the pictures again") from error
 
 
-def _local_tables(place: Place, header: Header, sizes: dict[str, int]) -> Path:
+def _local_tables(place: ShardFolder, header: Header, sizes: dict[str, int]) -> Path:
     """A folder on this machine with the tables, which are copied into the cache from object storage; each as it was written."""
     for name in TABLES:
         if name not in header.files or name not in sizes:
@@ -166,14 +166,14 @@ def _is_as_written(table: Path, header: Header) -> bool:
     return table.is_file() and files.sha256(table) == header.files[table.name]
 
 
-def _fetch(place: Place, name: str, size: int, target: Path) -> None:
+def _fetch(place: ShardFolder, name: str, size: int, target: Path) -> None:
     handle = place.open(name)
     with files.writing(target) as path, path.open("wb") as file:
         for offset in range(0, size, 8 << 20):
             file.write(handle.read_at(8 << 20, offset))
 
 
-def _table(folder: Path, name: str, dtype: np.dtype[Any], place: Place) -> Table:
+def _table(folder: Path, name: str, dtype: np.dtype[Any], place: ShardFolder) -> Table:
     where = place.where(name)
     try:
         found: Table = np.load(folder / name, mmap_mode="r", allow_pickle=False)

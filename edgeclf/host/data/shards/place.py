@@ -1,4 +1,4 @@
-"""Where shards lie: a folder here, or a prefix in object storage by way of pyarrow; files appear there whole or not at all."""
+"""Where shards lie: a folder here, or a prefix in object storage; files appear there whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from edgeclf.core import files
 from edgeclf.core.errors import ConfigError, DataError, MissingExtra, StorageError
-from edgeclf.core.text import one_line, redacted
+from edgeclf.core.text import redacted, refusal
 
 COPY_BYTES = 1 << 20
 BUCKETS = frozenset(("s3", "gcs", "abfs"))  # which have no folders
@@ -39,7 +39,7 @@ def is_address(data: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardFolder:
     """A folder of shards. `address` is what the user gave; `filesystem` a pyarrow one, None on this machine's disks.
 
     Reading raises DataError, writing StorageError, each naming the file and saying what the storage answered.
@@ -61,7 +61,7 @@ class Place:
             with self.filesystem.open_input_file(self._path(name)) as file:
                 return bytes(file.read())
         except OSError as error:
-            raise DataError(f"{self.where(name)}: cannot be read: {_reason(error)}") from error
+            raise DataError(f"{self.where(name)}: cannot be read: {refusal(error)}") from error
 
     def open(self, name: str) -> Handle:
         """A file for reading by ranges."""
@@ -70,7 +70,7 @@ class Place:
                 return _Local(Path(self.base, name))
             return _Remote(self.filesystem.open_input_file(self._path(name)))
         except OSError as error:
-            raise DataError(f"{self.where(name)}: cannot be read: {_reason(error)}") from error
+            raise DataError(f"{self.where(name)}: cannot be read: {refusal(error)}") from error
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file here by name; nothing where there is no such folder."""
@@ -84,7 +84,7 @@ class Place:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise DataError(f"{redacted(self.address)}: cannot be listed: {_reason(error)}") from error
+            raise DataError(f"{redacted(self.address)}: cannot be listed: {refusal(error)}") from error
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -103,7 +103,7 @@ class Place:
                     while piece := source.read(COPY_BYTES):
                         target.write(piece)
             except OSError as error:
-                raise StorageError(f"{self.where(name)}: cannot write: {_reason(error)}") from error
+                raise StorageError(f"{self.where(name)}: cannot write: {refusal(error)}") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole."""
@@ -128,14 +128,14 @@ class Place:
         return f"{self.base}/{name}"
 
 
-def place(address: str) -> Place:
+def place(address: str) -> ShardFolder:
     """The place that a path or an address such as s3://bucket/photos names.
 
-    Addresses are pyarrow's (s3, gs, abfs, hdfs), and beyond them fsspec's. Raises ConfigError for an unknown kind and for
-    one with a password in it, which would be written down with the run, and MissingExtra without pyarrow.
+    Raises ConfigError for one with a password in it, which would be written down with the run, DataError for one that no
+    filesystem takes, and MissingExtra without pyarrow.
     """
     if not is_address(address):
-        return Place(address, address)
+        return ShardFolder(address, address)
     parts = urlsplit(address)
     if parts.password or "@" in parts.netloc or SECRETS & parse_qs(parts.query).keys():
         raise ConfigError(
@@ -143,28 +143,11 @@ def place(address: str) -> Place:
             "leave it to the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the storage's own settings"
         )
     try:
-        import pyarrow as pa
-        from pyarrow import fs
+        from edgeclf.runtime.bulk import places
     except ImportError as error:
         raise MissingExtra.for_extra("bulk", f"{address}: object storage is read through pyarrow") from error
-    try:
-        filesystem, base = fs.FileSystem.from_uri(address)
-    except pa.ArrowInvalid as error:
-        filesystem, base = _by_fsspec(address, error)
-    except OSError as error:
-        raise DataError(f"{address}: cannot be reached: {_reason(error)}") from error
-    return Place(address, base.rstrip("/"), filesystem)
-
-
-def _by_fsspec(address: str, error: Exception) -> tuple[Any, str]:
-    try:
-        import fsspec
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        found, base = fsspec.core.url_to_fs(address)
-        return PyFileSystem(FSSpecHandler(found)), base
-    except (ImportError, ValueError) as missing:
-        raise ConfigError(f"{address}: this kind of storage cannot be used here: {_reason(missing)}") from error
+    there = places.place(address)
+    return ShardFolder(address, there.path.rstrip("/"), there.system)
 
 
 class _Local:
@@ -195,7 +178,3 @@ class _Remote:
 
     def read_at(self, nbytes: int, offset: int, scratch: bytearray | None = None) -> Data:
         return bytes(self._file.read_at(nbytes, offset))
-
-
-def _reason(error: Exception) -> str:
-    return one_line(getattr(error, "strerror", None) or str(error))

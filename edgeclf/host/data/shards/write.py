@@ -37,7 +37,7 @@ from edgeclf.host.data.shards.index import (
     Table,
     read_index,
 )
-from edgeclf.host.data.shards.place import Place, place
+from edgeclf.host.data.shards.place import ShardFolder, place
 from edgeclf.host.data.shards.records import digest_of, records_of
 from edgeclf.host.keras import tensorflow
 from edgeclf.runtime.engine import cores
@@ -114,7 +114,7 @@ def _tasks(parts: dict[str, Indices], spec: ImageSpec, seed: int, shards: int) -
     return tasks
 
 
-def _begin(target: Place, plan: dict[str, Any]) -> bool:
+def _begin(target: ShardFolder, plan: dict[str, Any]) -> bool:
     """Whether there is something to do; the plan is then written down. Raises ConfigError for a place with something else."""
     found = [name for name in target.sizes() if not name.startswith(".")]
     wanted = (json.dumps(plan, sort_keys=True) + "\n").encode()
@@ -128,7 +128,9 @@ def _begin(target: Place, plan: dict[str, Any]) -> bool:
     return INDEX not in found
 
 
-def _write_all(target: Place, catalogue: Catalogue, spec: ImageSpec, tasks: list[_Task], progress: Report | None) -> list[_Done]:
+def _write_all(
+    target: ShardFolder, catalogue: Catalogue, spec: ImageSpec, tasks: list[_Task], progress: Report | None
+) -> list[_Done]:
     """Every shard, in the order of the tasks; those that are there from before are not written again."""
     local, sizes = threading.local(), target.sizes()
     total, finished = sum(len(task.pictures) for task in tasks), 0
@@ -159,7 +161,7 @@ def _sorted_digests(results: list[_Done]) -> npt.NDArray[np.uint64]:
 
 
 def _written(
-    target: Place,
+    target: ShardFolder,
     catalogue: Catalogue,
     spec: ImageSpec,
     task: _Task,
@@ -209,7 +211,7 @@ def _contains(sorted_digests: npt.NDArray[np.uint64], digest: int) -> bool:
     return at < len(sorted_digests) and int(sorted_digests[at]) == digest
 
 
-def _kept(target: Place, task: _Task, sizes: dict[str, int]) -> _Done | None:
+def _kept(target: ShardFolder, task: _Task, sizes: dict[str, int]) -> _Done | None:
     """A shard that an earlier process wrote; None where it did not, or not to the end."""
     if task.file + DONE not in sizes or task.file not in sizes:
         return None
@@ -250,7 +252,7 @@ def _example(catalogue: Catalogue, i: int, picture: Pixels, spec: ImageSpec) -> 
     return record, record.index(pixels)
 
 
-def _finish(target: Place, catalogue: Catalogue, spec: ImageSpec, split: dict[str, Any], done: list[_Done]) -> None:
+def _finish(target: ShardFolder, catalogue: Catalogue, spec: ImageSpec, split: dict[str, Any], done: list[_Done]) -> None:
     """Write the tables and, last, the index; then remove what only a sharding under way needs."""
     _check_classes(catalogue, done)
     records = np.concatenate([part.rows for part in done])
