@@ -97,13 +97,14 @@ def test_scores_that_are_no_numbers_are_an_error_of_that_row(fixtures_folder: Pa
     """The others of the batch keep their answers, in their places."""
     classifier = Classifier.load(fixtures_folder / "tiny-int8.tflite")
     picture = (fixtures_folder / "pictures" / "red-square.png").read_bytes()
-    infer, calls = classifier.engine.infer, []
+    engine, calls = classifier.engine, []
+    raw = engine.raw
 
     def sometimes(batch: Any) -> Any:
         calls.append(1)
-        return np.full((1, 4), np.nan, np.float32) if len(calls) == 2 else infer(batch)
+        return np.full((1, 4), np.nan, np.float32) if len(calls) == 2 else engine.logits(raw(batch))
 
-    classifier.engine.infer = sometimes  # type: ignore[method-assign]
+    engine.raw = sometimes  # type: ignore[method-assign]
     batch = answer(classifier, [("a", picture), ("b", picture), ("c", DataError("c: lost")), ("d", picture)], 2)
     assert batch.schema == ANSWERS
     found = batch.to_pylist()

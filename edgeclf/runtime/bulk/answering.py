@@ -34,18 +34,19 @@ def answer(classifier: Classifier, pictures: Iterable[Picture], top: int) -> Any
     """
     paths: list[str] = []
     errors: list[str | None] = []
-    rows: list[Scores] = []
+    rows: list[Any] = []
+    engine, image = classifier.engine, classifier.card.image
     for path, data in pictures:
         paths.append(path)
         try:
             if isinstance(data, DataError):
                 raise data
-            rows.append(classifier.engine.infer(prepare(decode(data, path), classifier.card.image)[None])[0])
+            rows.append(engine.raw(prepare(decode(data, path), image)[None]))
             errors.append(None)
         except DataError as error:
             errors.append(str(error))
     known = np.array([error is None for error in errors], bool)
-    logits = np.stack(rows) if rows else np.zeros((0, len(classifier.labels)), np.float32)
+    logits = engine.logits(np.concatenate(rows)) if rows else np.zeros((0, len(classifier.labels)), np.float32)
     return _batch(classifier, paths, errors, known, logits, min(top, len(classifier.labels)))
 
 

@@ -36,8 +36,9 @@ from edgeclf.runtime.engine import Normalize
 
 MANIFEST, LISTING, MODEL = "_manifest.json", "_inputs", "_model"
 SCHEMA_VERSION = 1
-# Pictures of a part: few at first, so that a small job has parts enough for all cores and a large one not too many files.
-FEWEST, MOST, GROWTH, EVERY = 256, 4096, 4, 64
+# Pictures of a part: few at first, so that a small job is soon seen to go on, and then more, so that a large one leaves not
+# too many files.
+FEWEST, MOST, GROWTH, EVERY = 1024, 16_384, 4, 64
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _amount(pictures: int | None) -> str:
 
 def _listed(inputs: Sequence[str], column: str | None) -> tuple[bytes, list[int], str]:
     """(the listing as a Parquet file with a row group for each part, pictures of each part, SHA-256 of all rows)."""
-    digest, counts, sink = hashlib.sha256(), [], pa.BufferOutputStream()
+    digest, counts, sink = hashlib.sha256(repr((FEWEST, MOST, GROWTH, EVERY)).encode()), [], pa.BufferOutputStream()
     with parquet.ParquetWriter(sink, SCHEMA) as writer:
         for items in parts(listing(map(place, inputs), column)):
             for item in items:

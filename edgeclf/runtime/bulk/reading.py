@@ -37,6 +37,7 @@ class Reader:
         """`roots` are the filesystems that items refer to."""
         self._roots, self._column = roots, column
         self._pool: ThreadPoolExecutor | None = None
+        self._archive = Place("")  # the last one: of the next picture too, nearly always
         self._opened: tuple[Place, IO[bytes]] | None = None
         self._cursor: tuple[Place, int, int, Iterator[Any]] | None = None  # table, row group, next row in it, the rows
 
@@ -70,13 +71,15 @@ class Reader:
         return self._pool.map(read, what)
 
     def _one(self, item: Item) -> Picture:
-        where = Place(item.name.decode("utf-8", "surrogateescape"), self._roots[item.root])
+        path, root = item.name.decode("utf-8", "surrogateescape"), self._roots[item.root]
         if item.kind == FILE:
+            where = Place(path, root)
             return _told(str(where)), _whole(where, item.size)
-        container = Place(item.container, where.root)
-        name = _told(f"{container}/{where.path}")
+        if (self._archive.path, self._archive.root) != (item.container, root):
+            self._archive = Place(item.container, root)
+        name = _told(f"{self._archive}/{path}")
         try:
-            file = self._open(container)
+            file = self._open(self._archive)
             if item.kind == ZIP:
                 return name, archive.zip_bytes(file, name, item.offset, item.stored, item.method)
             return name, archive.range_bytes(file, item.offset, item.stored)
@@ -86,7 +89,7 @@ class Reader:
             return name, unreadable(name, error)
 
     def _open(self, container: Place) -> IO[bytes]:
-        if not self._opened or self._opened[0] != container:
+        if not self._opened or self._opened[0] is not container:
             self.close()
             self._opened = container, container.open() if container.local else _Blocks(container.open())  # type: ignore[assignment]
         return self._opened[1]  # type: ignore[index]
