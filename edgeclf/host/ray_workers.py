@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeclf.core.errors import ClusterError, ConfigError, StorageError
 from edgeclf.host.tune.settled import Say
-from edgeclf.runtime.cluster import connect
+from edgeclf.runtime.cluster import TRAINING_PACKAGES, connect
 
 RETRIES = 3  # of a piece of work whose worker is lost
 
@@ -99,7 +99,7 @@ def workers(address: str | None, cpus: int = 1, gpus: float = 0.0, say: Say = la
 
     Raises what `connect` raises, and ConfigError where no machine of it has so many CPUs or GPUs.
     """
-    with connect(address) as ray:
+    with connect(address, packages=TRAINING_PACKAGES) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Workers(ray, cpus, gpus, slots(machines, cpus, gpus), say)
 

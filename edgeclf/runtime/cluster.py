@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeclf.core.errors import ClusterError, ConfigError, MissingExtra
 from edgeclf.core.text import one_line, printable, redacted
@@ -33,6 +33,8 @@ PACKAGES = {
     "edgeclf": ("edgeclf",), "NumPy": ("numpy",), "pyarrow": ("pyarrow",), "LiteRT": ("ai-edge-litert",),
     "OpenCV": ("opencv-python", "opencv-python-headless"), "ONNX Runtime": ("onnxruntime",),
 }  # fmt: skip
+TRAINING_PACKAGES = {**PACKAGES, "TensorFlow": ("tensorflow",), "tf-keras": ("tf-keras",)}
+Packages: TypeAlias = Mapping[str, tuple[str, ...]]
 # Read when Ray is imported or starts a process: no statistics to its makers, no advice on the terminal.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,7 +57,7 @@ TRIAL = (
 
 
 @contextlib.contextmanager
-def connect(address: str | None, *, cpus: float | None = None) -> Iterator[Any]:
+def connect(address: str | None, *, cpus: float | None = None, packages: Packages = PACKAGES) -> Iterator[Any]:
     """Yield the module `ray`, connected; what was started here is stopped at the end.
 
     `address` None starts a cluster on this machine with `cpus` of its cores (None: all). HOST:PORT joins a running cluster
@@ -63,7 +65,7 @@ def connect(address: str | None, *, cpus: float | None = None) -> Iterator[Any]:
     connected already, that connection is used and left as it is.
 
     Raises MissingExtra without Ray, ConfigError for an address that is none, and ClusterError when no cluster answers there
-    (within ten seconds), when a node's Python, Ray or PACKAGES are not those of this process, or when none can be started.
+    (within ten seconds), when a node's Python, Ray or `packages` are not those of this process, or when none can be started.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -72,7 +74,7 @@ def connect(address: str | None, *, cpus: float | None = None) -> Iterator[Any]:
         with _started(ray, cpus):
             yield ray
     else:
-        with _joined(ray, address):
+        with _joined(ray, address, packages):
             yield ray
 
 
@@ -102,12 +104,12 @@ def _started(ray: Any, cpus: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _joined(ray: Any, address: str) -> Iterator[None]:
+def _joined(ray: Any, address: str, packages: Packages) -> Iterator[None]:
     if address != AUTO:
         _try_port(address)
     _try_joining(address)
     with _connected(ray, lambda said: _refusal(address, said, True), address=address):
-        _check_nodes(ray, address)
+        _check_nodes(ray, address, packages)
         yield
 
 
@@ -234,17 +236,17 @@ def _refusal(address: str, said: str, answered: bool) -> str:
     return f"{shown}: {trouble}{f' ({one_line(lines[-1])})' if lines else ''}; see: ray status --address={shown}"
 
 
-def _check_nodes(ray: Any, address: str) -> None:
+def _check_nodes(ray: Any, address: str, packages: Packages) -> None:
     """Raise ClusterError for the first node whose packages are not those of this process."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ours, this_module = installed(), sys.modules[__name__]
+    ours, this_module = installed(packages), sys.modules[__name__]
     nodes = [node for node in ray.nodes() if node["Alive"]]
     ray.cloudpickle.register_pickle_by_value(this_module)  # so that a node without edgeclf can run it, and say so
     try:
         asking = ray.remote(num_cpus=0, max_retries=0)(installed)
         answers = [
-            asking.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            asking.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(packages)
             for node in nodes
         ]
     finally:
@@ -264,10 +266,10 @@ def _check_nodes(ray: Any, address: str) -> None:
             raise ClusterError(_mismatch(_shown(address), where, theirs, ours))
 
 
-def installed() -> dict[str, str]:
-    """Versions of PACKAGES in this process, ABSENT for those that are not there."""
-    found = dict.fromkeys(PACKAGES, ABSENT)
-    for name, distributions in PACKAGES.items():
+def installed(packages: Packages = PACKAGES) -> dict[str, str]:
+    """Versions of `packages` in this process, ABSENT for those that are not there."""
+    found = dict.fromkeys(packages, ABSENT)
+    for name, distributions in packages.items():
         for distribution in distributions:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 found[name] = metadata.version(distribution)

@@ -144,6 +144,20 @@ def test_a_node_with_other_packages_is_named_with_both_versions(two: tuple[Any, 
     )
 
 
+def test_another_tensorflow_counts_for_training_alone(two: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifying does without it."""
+    there = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.0" if name == "tensorflow" else there(name))
+    with cluster.connect(two[0].address):
+        pass
+    other = r"this machine TensorFlow 0\.0\.0; install the same versions everywhere"
+    with (
+        pytest.raises(ClusterError, match=other),
+        cluster.connect(two[0].address, packages=cluster.TRAINING_PACKAGES),
+    ):
+        pass
+
+
 def test_another_version_of_ray_is_named_with_both(two: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ray finds it when this process joins."""
     import ray

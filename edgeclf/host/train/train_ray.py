@@ -25,7 +25,7 @@ from edgeclf.host.train import distribute
 from edgeclf.host.train import train as stage
 from edgeclf.host.train.checkpoint import OnEpoch
 from edgeclf.host.train.fitting import Options
-from edgeclf.runtime.cluster import connect
+from edgeclf.runtime.cluster import TRAINING_PACKAGES, connect
 
 SCRATCH = ".ray"  # in the run folder: what Ray Train writes for itself
 LOOK_S = 0.5  # between two looks at the history
@@ -86,7 +86,7 @@ def train(work: Work, workers: Scaling, on_epoch: OnEpoch | None = None) -> Run:
     the cluster cannot be used or loses workers too often, and what a worker raises.
     """
     tensorflow()  # sets what it reads when Ray Train imports it
-    with connect(workers.address) as ray:
+    with connect(workers.address, packages=TRAINING_PACKAGES) as ray:
         most = sum(room(node["Resources"], workers.cpus, workers.gpus) for node in ray.nodes() if node["Alive"])
         if most < workers.count:
             raise ConfigError(f"--workers {workers.count}: this cluster has room for {most} of them, of {workers.cpus} CPUs each")
