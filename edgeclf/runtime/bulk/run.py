@@ -24,7 +24,7 @@ from edgeclf.runtime.classifier import Classifier, from_bundle
 from edgeclf.runtime.engine import Normalize, cores
 
 EngineName = Literal["local", "ray"]
-TASK_S, LEAST_TASK, MOST_TASK = 0.1, 8, 128
+TASK_S, LEAST_TASK, MOST_TASK = 0.1, 8, 512
 
 
 @dataclass(frozen=True)
