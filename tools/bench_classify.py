@@ -346,7 +346,7 @@ def measure_raylet(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def measure_kills(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    source, out = only_test(given.zip, folder / "test.zip"), folder / "out"
+    source, out = repeated(given.zip, 60_000, folder / "many.zip"), folder / "out"
     whole = run(NETWORK, source, out=folder / "whole").wall_s
     wanted, dice, moments = rows_of(folder / "whole"), random.Random(0), []
     for _ in range(given.kills):
