@@ -56,12 +56,12 @@ def model(fixtures_folder: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path, fixtures_folder: Path) -> Path:
-    """Three thousand pictures in a zip, the last broken."""
+    """Twelve thousand pictures in a zip, the last broken."""
     picture = (fixtures_folder / "pictures" / "red-square.png").read_bytes()
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
-        for i in range(2999):
-            archive.writestr(f"{i:04d}.png", picture)
-        archive.writestr("2999.png", b"no picture")
+        for i in range(11_999):
+            archive.writestr(f"{i:05d}.png", picture)
+        archive.writestr("11999.png", b"no picture")
     return tmp_path / "photos.zip"
 
 
@@ -175,7 +175,7 @@ def test_a_connection_that_was_there_is_left_there(two: tuple[Any, Any], tmp_pat
         assert ray.is_initialized()
         done = classify(model, [str(photos)], str(tmp_path / "ray"), engine="ray")
     assert not ray.is_initialized()
-    assert (done.pictures, done.errors, done.answered) == (3000, 1, 3000)
+    assert (done.pictures, done.errors, done.answered) == (12_000, 1, 12_000)
     classify(model, [str(photos)], str(tmp_path / "local"))
     assert rows(tmp_path / "ray").equals(rows(tmp_path / "local"))
     again_done = classify(model, [str(photos)], str(tmp_path / "ray"), engine="local")
@@ -186,7 +186,7 @@ def test_a_disk_that_refuses_an_actor_is_one_line(
     two: tuple[Any, Any], tmp_path: Path, model: Path, photos: Path, small_disk: Callable[..., Path]
 ) -> None:
     """No traceback of Ray's; what was written is kept."""
-    disk = small_disk("140k")
+    disk = small_disk("240k")
     with pytest.raises(StorageError, match=r"part-\d+\.parquet: cannot write: No space left on device"):
         classify(model, [str(photos)], str(disk / "out"), engine="ray", address=two[0].address)
     assert (disk / "out" / "_manifest.json").exists()
