@@ -3,7 +3,7 @@
 import contextlib
 import types
 
-from edgeclf.host.ray_workers import Place
+from edgeclf.host.ray_workers import Setting
 
 
 class Here:
@@ -15,8 +15,8 @@ class Here:
     def task(self, function):
         return types.SimpleNamespace(remote=lambda *given: (function, given))
 
-    def place(self):
-        return Place(".", ("edgeclf",), 1)
+    def setting(self):
+        return Setting(".", ("edgeclf",), 1)
 
     def result(self, reference, what):
         function, given = reference

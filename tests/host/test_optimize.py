@@ -26,7 +26,7 @@ from edgeclf.host.optimize.choice import Entrant, Limits, choose, pareto, refusa
 from edgeclf.host.optimize.cost import Board, Costs
 from edgeclf.host.optimize.space import Configuration, Network, configurations
 from edgeclf.host.optimize.trial import Made, Measured
-from edgeclf.host.ray_workers import Place
+from edgeclf.host.ray_workers import Setting
 from edgeclf.host.report.timing import Timing
 from edgeclf.host.run import Run
 from edgeclf.host.tune.study import DATABASE
@@ -285,7 +285,7 @@ def test_files_that_workers_make_are_timed_here_once_a_batch_is_there(shop, run,
         return Made(found.drop, found.file_bytes, found.gzip_bytes, found.structure)
 
     ray_optimize._bench.cache_clear()
-    monkeypatch.setattr(Place, "settle", lambda place, results: None)
+    monkeypatch.setattr(Setting, "settle", lambda setting, results: None)
     monkeypatch.setattr(ray_optimize, "open_run", lambda folder: run)
     monkeypatch.setattr(optimize_trial, "open_bench", lambda run, io, bar=None: shop)
     monkeypatch.setattr(optimize_trial, "make", make)
