@@ -23,7 +23,7 @@ TOOLS = {
     "instructions": "count_instructions.py", "pipeline": "bench_pipeline.py", "frozen": "bench_frozen.py",
     "sparse": "bench_sparse.py", "live": "bench_live.py", "mediapipe": "bench_mediapipe.py", "web": "bench_web.py",
     "kill": "bench_kill.py", "fuzz": "fuzz_models.py", "classify": "bench_classify.py", "scale": "bench_scale.py",
-    "shards": "bench_shards.py",
+    "shards": "bench_shards.py", "time_to": "bench_time_to.py",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"training speed of `{training['recipe']}` against a bare `fit` of the same network",
             f"{training['speed_against_bare_fit']} times as fast; {training['pictures_per_second']:,} pictures a second",
         ),
+        ("time_to", *_time_to(found["time_to"])),
         (
             "frozen",
             f"an epoch of the head of `{found['frozen']['recipe']}` on features computed once, {found['frozen']['data']}",
@@ -79,6 +80,15 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _frame(one: dict[str, Any]) -> tuple[str, str]:
     what = f"640×480 frame → label by `{one['file']}`, {one['threads']} thread, against the bare `invoke`"
     return what, f"{one['frame_ms']} ms against {one['invoke_ms']} ms"
+
+
+def _time_to(result: dict[str, Any]) -> tuple[str, str]:
+    what = f"CPU time of `{result['network']}` to {result['target']:.0%} of cifar10-jpeg's test pictures, against plain AdamW with cosine"
+    quick, plain = (
+        f"{one['processor_seconds']:,} s, {max(one['top1']):.2%} after {one['epochs_trained']} epochs"
+        for one in (result["quick"], result["plain"])
+    )
+    return what, f"{quick}; plain {plain}{'' if result['plain']['reached'] else ', its last: not reached'}"
 
 
 def _pipeline(one: dict[str, Any]) -> tuple[str, str]:
