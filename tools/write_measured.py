@@ -83,7 +83,7 @@ def _frame(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def _time_to(result: dict[str, Any]) -> tuple[str, str]:
-    what = f"CPU time of `{result['network']}` to {result['target']:.0%} of cifar10-jpeg's test pictures, against plain AdamW with cosine"
+    what = f"CPU time of `{result['network']}` to {result['target']:.0%} on cifar10-jpeg, against plain AdamW with cosine"
     quick, plain = (
         f"{one['processor_seconds']:,} s, {max(one['top1']):.2%} after {one['epochs_trained']} epochs"
         for one in (result["quick"], result["plain"])
