@@ -205,12 +205,13 @@ def _by_run(folder: Path, data: str | None) -> tuple[Evaluation, Catalogue, str]
 
 
 def _by_file(file: Path, data: str | None, labels: Path | None, normalize: str | None) -> tuple[Evaluation, Catalogue, str]:
+    from edgeclf.host.data.reading import prepared_for
     from edgeclf.host.understand.evaluation import home_of, pictures
     from edgeclf.runtime.accuracy import evaluate, held_out
     from edgeclf.runtime.classifier import Classifier
 
     classifier = Classifier.load(file, 1, labels, pair(normalize) if normalize else None)
-    catalogue = pictures(data, home_of(file, classifier.card), file)
+    catalogue = prepared_for(pictures(data, home_of(file, classifier.card), file), classifier.card.image)
     indices, which = held_out(catalogue, classifier.card)
     with progress(f"evaluating {file.name}") as report:
         return evaluate(classifier, catalogue, indices, progress=report), catalogue, which

@@ -119,12 +119,13 @@ def evaluate_file(
     normalize: str | None,
 ) -> tuple[str, str, Evaluation]:
     """In words which pictures were answered, the runtime, and how an exported file did."""
+    from edgeclf.host.data.reading import prepared_for
     from edgeclf.host.understand.evaluation import home_of, pictures
     from edgeclf.runtime.accuracy import evaluate, held_out, limited
     from edgeclf.runtime.classifier import Classifier
 
     classifier = Classifier.load(file, threads, labels, pair(normalize) if normalize else None)
-    catalogue = pictures(data, home_of(file, classifier.card), file)
+    catalogue = prepared_for(pictures(data, home_of(file, classifier.card), file), classifier.card.image)
     indices, which = held_out(catalogue, classifier.card)
     with progress(f"evaluating {file.name}") as report:
         found = evaluate(classifier, catalogue, limited(indices, limit), workers, report, threads)

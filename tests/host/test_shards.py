@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from edgeclf.host.data.shards.stream import Draw
 from edgeclf.host.data.shards.write import shard
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.train import train as stage
+from edgeclf.runtime import shipped
 
 SPEC = ImageSpec(12, 12)
 RECIPE = override(tiny_recipe(), image__colour="rgb")
@@ -291,6 +293,17 @@ def test_a_network_that_takes_other_pictures(sharded):
         DataError, match="are 12x12 stretch rgb, the network takes 32x32 stretch rgb; train with --image-size 12, or"
     ):
         make_dataset(open_catalogue(str(sharded)), override(RECIPE, image__size=32), RECIPE.split)
+
+
+def test_a_file_of_another_size_is_not_measured_on_them(sharded, cli_here, tmp_path):
+    """Pictures that were made small once are not those that its training saw."""
+    for verb in ("evaluate", "calibrate"):
+        answer = cli_here(verb, "compact-cifar10" if verb == "evaluate" else _file(tmp_path), sharded, cwd=tmp_path)
+        assert (answer.code, "are 12x12 stretch rgb, the network takes 32x32" in answer.stderr) == (5, True), answer.text
+
+
+def _file(folder):
+    return shutil.copy(shipped.path_of("compact-cifar10"), folder)
 
 
 @pytest.mark.parametrize(

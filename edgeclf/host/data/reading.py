@@ -13,20 +13,30 @@ import numpy.typing as npt
 from edgeclf.core.catalogue import Catalogue, reader
 from edgeclf.core.errors import DataError
 from edgeclf.core.image import ImageSpec, Pixels, prepare
+from edgeclf.host.data.shards.records import records_of
 from edgeclf.runtime.engine import cores
 
 TASKS_EACH = 4  # of one batch for each worker, so that all end together
 
 
+def prepared_for(catalogue: Catalogue, spec: ImageSpec) -> Catalogue:
+    """`catalogue`. Raises DataError for shards of pictures that were prepared for a network of another size, fit or colour."""
+    if records := records_of(catalogue):
+        records.matching(spec)
+    return catalogue
+
+
 class Reading:
     """A context in which `take` gives prepared pictures; `refused` collects {index: reason} of the unreadable ones.
 
-    Their rows are zeros.
+    Their rows are zeros. Raises DataError as `prepared_for` does.
     """
 
     def __init__(self, catalogue: Catalogue, specs: Collection[ImageSpec]) -> None:
         self.refused: dict[int, str] = {}
         self._catalogue, self._specs = catalogue, tuple(dict.fromkeys(specs))
+        for spec in self._specs:
+            prepared_for(catalogue, spec)
         self._local, self._pool = threading.local(), ThreadPoolExecutor(cores())
 
     def __enter__(self) -> Reading:

@@ -18,6 +18,7 @@ from edgeclf.core.errors import ConfigError, DataError, EdgeclfError, ModelError
 from edgeclf.core.image import ImageSpec, Pixels, prepare, read_picture
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.core.unknown import Turned, UnknownBy, fit_rule, known
+from edgeclf.host.data.reading import prepared_for
 from edgeclf.host.full_model import open_full
 from edgeclf.host.report.comparison import FULL
 from edgeclf.host.run import CARD, Run
@@ -155,7 +156,7 @@ def calibrate_file(
     if bundle.card is None:
         raise ConfigError(f"{path}: carries no model card to keep a temperature or thresholds in")
     classifier = from_bundle(bundle, 1)
-    indices, which = validation(catalogue, classifier.card)
+    indices, which = validation(prepared_for(catalogue, classifier.card.image), classifier.card)
     with bar(f"answering with {path.name}") as report:
         found = evaluate(classifier, catalogue, indices, progress=report)
     fitted = fit(found, path.name, which, temperature, thresholds, unknown, classifier.engine.infer)
