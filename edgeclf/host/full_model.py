@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def answering(model: Any) -> Callable[[Pixels], Any]:
     tf = tensorflow()
     pixels = tf.TensorSpec(model.input_shape, tf.uint8)  # one trace for batches of any size
     call = tf.function(lambda x: model(normalise(x), training=False), input_signature=[pixels], autograph=False)
-    return lambda pictures: call(tf.constant(pictures)).numpy()
+    # Of one function for each of several models TensorFlow thinks that it is traced too often, and says so; not of this.
+    traced = cache(call.get_concrete_function)
+    return lambda pictures: traced()(tf.constant(pictures)).numpy()
 
 
 def runtime_names() -> tuple[str, str]:
