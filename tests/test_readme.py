@@ -74,9 +74,9 @@ def test_a_documented_command_has_its_verb_and_options(words: list[str]) -> None
 
 def test_every_verb_is_in_the_readme() -> None:
     """A verb that nobody hears of is of no use."""
-    from edgeclf.cli.main import app
+    from edgeclf.cli.main import program
 
-    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs = {command.name or command.callback.__name__ for command in program().registered_commands if command.callback}
     documented = {words[1] for words in inline_commands("README.md")}
     assert verbs <= documented
 

@@ -177,9 +177,10 @@ def storage(folder, recipe, rounds, steps):
 SEEDS = 1, 2, 3
 
 
-def workers(archive, scratch, epochs):
+def workers(archive, scratch, epochs, batch):
     """Losses of one worker and of two over loopback, with the same global batch and seeds, on a tenth of the pictures."""
-    small = scratch / "small.zip"
+    small, scratch = scratch / "small.zip", scratch / f"batch-{batch}"
+    scratch.mkdir()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(small, "w") as out:
         for name in sorted(n for n in source.namelist() if not n.endswith("/"))[::10]:
             out.writestr(name, source.read(name))
@@ -188,7 +189,7 @@ def workers(archive, scratch, epochs):
     run = {"capture_output": True, "check": True}
     size = ["--set", "image.colour=rgb", "--image-size", "16"]
     subprocess.run([*words, "data", "shard", small, "--out", scratch / "small", "--model", model, "--shards", "8", *size], **run)
-    train = [*words, "train", model, scratch / "small", *size, "--epochs", str(epochs), "--batch-size", "64"]
+    train = [*words, "train", model, scratch / "small", *size, "--epochs", str(epochs), "--batch-size", str(batch)]
     curves = {"one": [], "two": []}
     for seed in SEEDS:
         seeded = [*train, "--seed", str(seed)]
@@ -199,7 +200,7 @@ def workers(archive, scratch, epochs):
     one, two = (np.array([found["loss"] for found in curves[name]]) for name in ("one", "two"))
     return {
         "pictures": 6000,
-        "global_batch": 64,
+        "global_batch": batch,
         "seeds": SEEDS,
         **curves,
         "difference_of_mean_loss": [round(float(value), 4) for value in (two.mean(0) - one.mean(0)) / one.mean(0)],
@@ -242,7 +243,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("rates", "memory", "storage", "workers"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8, help="of each training with workers")
+    parser.add_argument("--global-batch", type=int, nargs="+", default=[64, 256], help="of trainings with workers")
     parser.add_argument("--out", type=Path, help="results file; what is measured replaces what stood there of it")
     options = parser.parse_args()
     recipe = override(load_recipe("compact"), image__size=32)
@@ -270,7 +272,7 @@ def main() -> None:
         if options.only in (None, "storage"):
             found["storage"] = storage(folder, recipe, options.rounds, options.steps)
         if options.only in (None, "workers"):
-            found["workers"] = workers(options.archive, top, options.epochs)
+            found["workers"] = [workers(options.archive, top, options.epochs, batch) for batch in options.global_batch]
     found["machine"] = vars(this_machine())
     print(json.dumps(found, indent=2))
     if options.out:

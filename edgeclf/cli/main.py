@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from edgeclf.cli import (
-    calibrate,
-    choose,
-    classify,
-    compare,
-    compress,
-    data,
-    debug_quant,
-    deploy,
-    doctor,
-    evaluate,
-    export,
-    imports,
-    info,
-    live,
-    measure,
-    optimize,
-    report,
-    streams,
-    train,
-    understand,
-    verify,
-)
+from edgeclf.cli import streams
 from edgeclf.cli.common import say
 from edgeclf.core.errors import EXIT_INTERRUPTED, EXIT_UNFORESEEN, EdgeclfError, StorageError
 
@@ -57,46 +36,75 @@ class _Program(TyperGroup):
             raise _ReaderGone from error
 
 
-app = typer.Typer(
-    name="edgeclf",
-    cls=_Program,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="From a folder of pictures to an image classifier that runs live on a small board.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 TRAIN, DEVICE, ABOUT = "On the training machine", "On the device and anywhere", "What there is"
 
-app.command(rich_help_panel=TRAIN)(train.quickstart)
-app.command(rich_help_panel=TRAIN)(train.train)
-app.command(rich_help_panel=TRAIN)(choose.tune)
-app.command(rich_help_panel=TRAIN)(choose.crossval)
-app.command("import", rich_help_panel=TRAIN)(imports.import_)
-app.command(rich_help_panel=TRAIN)(compress.compress)
-app.command(rich_help_panel=TRAIN)(export.export)
-app.command(rich_help_panel=TRAIN)(optimize.optimize)
-app.command("debug-quant", rich_help_panel=TRAIN)(debug_quant.debug_quant)
-app.command(rich_help_panel=TRAIN)(report.report)
-app.command(rich_help_panel=TRAIN)(understand.probe)
-app.command(rich_help_panel=TRAIN)(compare.compare)
-app.command(rich_help_panel=DEVICE)(measure.predict)
-app.command(rich_help_panel=DEVICE)(classify.classify)
-app.command(rich_help_panel=DEVICE)(understand.explain)
-app.command("run", cls=live.Run, rich_help_panel=DEVICE)(live.run)
-app.command(rich_help_panel=DEVICE)(evaluate.evaluate)
-app.command(rich_help_panel=DEVICE)(calibrate.calibrate)
-app.command(rich_help_panel=DEVICE)(measure.bench)
-app.command(rich_help_panel=DEVICE)(verify.verify)
-app.command(rich_help_panel=TRAIN)(deploy.deploy)
-app.command(rich_help_panel=TRAIN)(deploy.wheelhouse)
-app.command(rich_help_panel=DEVICE)(deploy.service)
-app.command(rich_help_panel=DEVICE)(doctor.doctor)
-app.command(rich_help_panel=TRAIN)(data.errors)
-app.add_typer(data.app, name="data", rich_help_panel=ABOUT)
-app.command(rich_help_panel=ABOUT)(info.inspect)
-app.command(rich_help_panel=ABOUT)(info.models)
-app.command(rich_help_panel=ABOUT)(info.devices)
+
+class _Verb(NamedTuple):
+    """Where a verb is: a module of `edgeclf.cli`, and its function, or its `typer.Typer` where it has verbs of its own.
+
+    `parser` is a class of that module, where Typer's own does not do.
+    """
+
+    module: str
+    name: str
+    panel: str
+    parser: str | None = None
+
+
+VERBS = {
+    "quickstart": _Verb("train", "quickstart", TRAIN),
+    "train": _Verb("train", "train", TRAIN),
+    "tune": _Verb("choose", "tune", TRAIN),
+    "crossval": _Verb("choose", "crossval", TRAIN),
+    "import": _Verb("imports", "import_", TRAIN),
+    "compress": _Verb("compress", "compress", TRAIN),
+    "export": _Verb("export", "export", TRAIN),
+    "optimize": _Verb("optimize", "optimize", TRAIN),
+    "debug-quant": _Verb("debug_quant", "debug_quant", TRAIN),
+    "report": _Verb("report", "report", TRAIN),
+    "probe": _Verb("understand", "probe", TRAIN),
+    "compare": _Verb("compare", "compare", TRAIN),
+    "predict": _Verb("measure", "predict", DEVICE),
+    "classify": _Verb("classify", "classify", DEVICE),
+    "explain": _Verb("understand", "explain", DEVICE),
+    "run": _Verb("live", "run", DEVICE, "Run"),
+    "evaluate": _Verb("evaluate", "evaluate", DEVICE),
+    "calibrate": _Verb("calibrate", "calibrate", DEVICE),
+    "bench": _Verb("measure", "bench", DEVICE),
+    "verify": _Verb("verify", "verify", DEVICE),
+    "deploy": _Verb("deploy", "deploy", TRAIN),
+    "wheelhouse": _Verb("deploy", "wheelhouse", TRAIN),
+    "service": _Verb("deploy", "service", DEVICE),
+    "doctor": _Verb("doctor", "doctor", DEVICE),
+    "errors": _Verb("data", "errors", TRAIN),
+    "data": _Verb("data", "app", ABOUT),
+    "inspect": _Verb("info", "inspect", ABOUT),
+    "models": _Verb("info", "models", ABOUT),
+    "devices": _Verb("info", "devices", ABOUT),
+}
+
+
+def program(asked: str | None = None) -> typer.Typer:
+    """The program, with the verb that is asked for, or with all where that is none: a start need not build thirty of them."""
+    app = typer.Typer(
+        name="edgeclf",
+        cls=_Program,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="From a folder of pictures to an image classifier that runs live on a small board.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=_options,
+    )
+    wanted = {asked: VERBS[asked]} if asked and asked in VERBS else VERBS
+    for name, verb in wanted.items():
+        module = importlib.import_module(f"edgeclf.cli.{verb.module}")
+        found = getattr(module, verb.name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, rich_help_panel=verb.panel)
+        else:
+            parser = getattr(module, verb.parser) if verb.parser else None
+            app.command(name, cls=parser, rich_help_panel=verb.panel)(found)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -107,7 +115,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
@@ -123,7 +130,7 @@ def main() -> None:
     streams.settle()
     try:
         try:
-            app()
+            program(next((word for word in sys.argv[1:] if word != "--debug"), None))()
         finally:
             sys.stdout.flush()
     except (_Interrupted, KeyboardInterrupt):

@@ -154,6 +154,18 @@ def test_calibration_pictures_are_streamed(float32):
     assert most == 1
 
 
+def test_samples_are_of_so_many_pictures_at_most_evenly_spread(float32, monkeypatch):
+    """However many calibrate; extremes are of all of them."""
+    pictures = np.repeat(np.arange(240, dtype=np.uint8), SIZE * SIZE * 3).reshape(240, SIZE, SIZE, 3)
+    monkeypatch.setattr(activations, "MAX_BATCH", 2)
+    monkeypatch.setattr(activations, "SAMPLED_PICTURES", 40)
+    found = activations.record(float32, [pictures])
+    seen = np.unique(np.rint(found.samples[found.names.index(found.input_name)] * 128 + 128).astype(int))
+    assert found.extremes.shape[2] == 240
+    assert 20 <= len(seen) <= 40
+    assert (seen[0], np.unique(np.diff(seen[::2])).tolist()) == (0, [16])
+
+
 def test_no_calibration_picture_is_refused(float32):
     """Ranges out of nothing would make a file that answers noise."""
     with pytest.raises(DataError, match="no calibration picture"):

@@ -20,6 +20,7 @@ OUTLYING_SHARE, OUTLYING_FACTOR = 0.02, 1.5
 ACTIVATION_BYTES = 64 << 20  # of all tensors of one calibration batch
 MAX_BATCH = 50
 SAMPLED = 200  # values of a tensor that are kept of each picture, for estimators that look at more than extremes
+SAMPLED_PICTURES = 2000  # of about so many pictures at most, evenly spread
 PERCENTILE = 0.9999
 SHRINKINGS = tuple(np.linspace(0.3, 1.0, 36))
 TINY = 1e-12
@@ -64,17 +65,21 @@ def record(float32: bytes, batches: Iterable[Pixels]) -> Recorded:
     """Run uint8 batches (n, height, width, channels) through the float32 model and note what every tensor holds.
 
     Batches are taken one at a time and cut further where tensors are large, so memory does not grow with the number of
-    pictures but for two numbers and SAMPLED values a tensor and picture. Raises DataError when there is no picture.
+    pictures but for two numbers a tensor and picture. Raises DataError when there is no picture.
     """
     structure = read_model(float32, "float32 model")
     used = {i for op in structure.operators for i in (*op.inputs, *op.outputs)}  # a foreign file may hold tensors of no use
     watched = [i for i, t in enumerate(structure.tensors) if t.type == "float32" and not t.constant and i in used]
     runner = _Runner(float32, structure, watched)
-    extremes, samples = [], []
-    for batch in _chunks(batches, _batch_size(structure, watched) if runner.takes_batches() else 1):
+    size = _batch_size(structure, watched) if runner.takes_batches() else 1
+    extremes, samples, every = [], [], 1
+    for number, batch in enumerate(_chunks(batches, size)):
         runner.run(batch)
         extremes.append(runner.extremes())
-        samples.append(runner.samples())
+        if number % every == 0:
+            samples.append(runner.samples())
+        if len(samples) * size > SAMPLED_PICTURES:
+            samples, every = samples[::2], every * 2
     if not extremes:
         raise DataError("no calibration picture; the training part is empty")
     names = tuple(structure.tensors[i].name for i in watched)
