@@ -132,15 +132,16 @@ def picture_bytes(path: Path | str) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # a file object takes two system calls for each of these
         try:
-            size = os.fstat(file).st_size
-            data = os.read(file, min(size, MAX_ENCODED_BYTES) + 1)
-            while len(data) <= MAX_ENCODED_BYTES and len(data) != size and (more := os.read(file, MAX_ENCODED_BYTES)):
-                data += more
+            size, data = os.fstat(file).st_size, b""
+            if size <= MAX_ENCODED_BYTES:
+                data = os.read(file, size + 1)
+                while len(data) != size and len(data) <= MAX_ENCODED_BYTES and (more := os.read(file, MAX_ENCODED_BYTES)):
+                    data += more  # it grows, or says nothing of its size, as a pipe
         finally:
             os.close(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_ENCODED_BYTES:
+    if max(size, len(data)) > MAX_ENCODED_BYTES:
         raise DataError(f"{path}: larger than the limit of {MAX_ENCODED_BYTES >> 20} MB")
     return data
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgeclf.core.errors import ConfigError, DataError
-from edgeclf.core.image import ImageSpec, decode, prepare, read_picture, resize
+from edgeclf.core.image import MAX_ENCODED_BYTES, ImageSpec, decode, picture_bytes, prepare, read_picture, resize
 
 # CRC-32 of a resize, as made on x86-64
 RESIZED_CRC = 3755136999
@@ -233,3 +235,20 @@ def test_a_spec_that_cannot_be_followed_is_refused(wrong: dict[str, object]) -> 
     """At construction, so no card with it is ever read or written."""
     with pytest.raises(ConfigError):
         ImageSpec(**{"width": 8, "height": 8, **wrong})  # type: ignore[arg-type]
+
+
+def test_the_bytes_of_a_file_whatever_it_says_of_its_size(tmp_path: Path) -> None:
+    """A file, an empty one, a pipe; and one that is too large is refused before it is read."""
+    (tmp_path / "a.jpg").write_bytes(b"picture" * 1000)
+    (tmp_path / "empty.jpg").touch()
+    assert picture_bytes(tmp_path / "a.jpg") == b"picture" * 1000
+    assert picture_bytes(str(tmp_path / "empty.jpg")) == b""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    writer = threading.Thread(target=(tmp_path / "pipe.jpg").write_bytes, args=(b"x" * 200_000,))
+    writer.start()
+    assert picture_bytes(tmp_path / "pipe.jpg") == b"x" * 200_000
+    writer.join()
+    with (tmp_path / "vast.jpg").open("wb") as file:
+        file.truncate(MAX_ENCODED_BYTES + 1)  # a hole: takes no room
+    with pytest.raises(DataError, match=r"vast\.jpg: larger than the limit"):
+        picture_bytes(tmp_path / "vast.jpg")
