@@ -71,6 +71,6 @@ def test_parts_are_counted_as_classify_cuts_them(tool: ModuleType) -> None:
     from edgeclf.runtime.bulk.inputs import FILE, Item
     from edgeclf.runtime.bulk.job import parts
 
-    assert [tool.parts(count) for count in (1, 256, 257)] == [1, 1, 2]
-    items = (Item(0, FILE, "", b"x", 1, 1) for _ in range(40_000))
-    assert tool.parts(40_000) == sum(1 for _ in parts(items))
+    assert [tool.parts(count) for count in (1, 1024, 1025)] == [1, 1, 2]
+    items = (Item(0, FILE, "", b"x", 1, 1) for _ in range(100_000))
+    assert tool.parts(100_000) == sum(1 for _ in parts(items))
