@@ -37,7 +37,6 @@ class Reader:
         """`roots` are the filesystems that items refer to."""
         self._roots, self._column = roots, column
         self._pool: ThreadPoolExecutor | None = None
-        self._archive = Place("")  # the last one: of the next picture too, nearly always
         self._opened: tuple[Place, IO[bytes]] | None = None
         self._cursor: tuple[Place, int, int, Iterator[Any]] | None = None  # table, row group, next row in it, the rows
 
@@ -75,11 +74,10 @@ class Reader:
         if item.kind == FILE:
             where = Place(path, root)
             return _told(str(where)), _whole(where, item.size)
-        if (self._archive.path, self._archive.root) != (item.container, root):
-            self._archive = Place(item.container, root)
-        name = _told(f"{self._archive}/{path}")
+        container = self._container(item.container, root)
+        name = _told(f"{container}/{path}")
         try:
-            file = self._open(self._archive)
+            file = self._open(container)
             if item.kind == ZIP:
                 return name, archive.zip_bytes(file, name, item.offset, item.stored, item.method)
             return name, archive.range_bytes(file, item.offset, item.stored)
@@ -87,6 +85,11 @@ class Reader:
             return name, error
         except REFUSALS as error:
             return name, unreadable(name, error)
+
+    def _container(self, path: str, root: str) -> Place:
+        """The archive of that path: the one that is open, nearly always."""
+        last = self._opened[0] if self._opened else None
+        return last if last and (last.path, last.root) == (path, root) else Place(path, root)
 
     def _open(self, container: Place) -> IO[bytes]:
         if not self._opened or self._opened[0] is not container:
