@@ -96,7 +96,7 @@ def export(
         if on_exported:
             on_exported(done[-1])
     if refused:
-        raise QualityError(_refusal(refused, done))
+        raise not_exported(refused, [exported.variant for exported in done])
     return done
 
 
@@ -269,6 +269,7 @@ def self_test(engine: TfliteEngine | OnnxEngine, card: ModelCard) -> SelfTest:
     return SelfTest(GOLDEN_SEED, outputs, float(f"{tolerance:.3g}"), engine.runtime)
 
 
-def _refusal(refused: list[str], done: list[Exported]) -> str:
-    written = f"; written: {', '.join(e.variant for e in done)}" if done else ""
-    return f"not exported: {'; '.join(refused)}{written}"
+def not_exported(refused: list[str], written: list[str]) -> QualityError:
+    """The error for files that were refused, for the reasons given, beside those that were written."""
+    rest = f"; written: {', '.join(written)}" if written else ""
+    return QualityError(f"not exported: {'; '.join(refused)}{rest}")

@@ -24,7 +24,7 @@ from edgeclf.core.image import ImageSpec
 from edgeclf.core.progress import Bar, no_bar
 from edgeclf.host.export import gates, quantize
 from edgeclf.host.export.candidates import Setting, shipped
-from edgeclf.host.export.export import set_up
+from edgeclf.host.export.export import not_exported, set_up
 from edgeclf.host.export.mil_values import Program, Unfoldable
 from edgeclf.host.keras import tensorflow
 from edgeclf.host.quiet import quiet
@@ -111,8 +111,7 @@ def export(
         if on_exported:
             on_exported(done[-1])
     if refused:
-        written = f"; written: {', '.join(package.path.name for package in done)}" if done else ""
-        raise QualityError(f"not exported: {'; '.join(refused)}{written}")
+        raise not_exported(refused, [package.path.name for package in done])
     return done
 
 
